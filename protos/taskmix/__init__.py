@@ -1,0 +1,1 @@
+"""The wire contract: protocol buffer messages and gRPC stubs, by version."""
