@@ -1,0 +1,1 @@
+"""Task vectors as a library: banks of encoded deltas, mixes of them, and merged checkpoints."""
