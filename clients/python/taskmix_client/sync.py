@@ -1,0 +1,130 @@
+"""The blocking client."""
+
+from collections.abc import Generator
+from types import TracebackType
+from typing import Self, TypeVar, Unpack
+
+import grpc
+
+from taskmix.v1 import bank_pb2, bank_pb2_grpc, inference_pb2, inference_pb2_grpc
+from taskmix_client._base import ChunkReader, to_answer, to_named_mix, to_task
+from taskmix_client.config import ClientConfig
+from taskmix_client.errors import from_rpc
+from taskmix_client.models import Answer, Chunk, NamedMix, Task
+from taskmix_client.options import MixLike, Options, Prompt, to_mix, to_request
+
+RequestT = TypeVar("RequestT")
+ResponseT = TypeVar("ResponseT")
+
+
+class Client:
+    """Calls one server and waits for its answers. Safe to share between threads."""
+
+    def __init__(
+        self,
+        target: str,
+        api_key: str | None = None,
+        *,
+        timeout_s: float | None = None,
+        max_attempts: int = 4,
+        tls: bool = False,
+    ) -> None:
+        self._config = ClientConfig(target, api_key, timeout_s, max_attempts, tls)
+        self._channel = _open_channel(self._config)
+        self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        self._bank = bank_pb2_grpc.BankServiceStub(self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; calls in flight end as CancelledError."""
+        self._channel.close()
+
+    def generate(self, prompt: Prompt | None = None, **options: Unpack[Options]) -> Answer:
+        """Continue a prompt (text or token ids) or a chat; `Options` lists the keywords."""
+        request = to_request(prompt, options)
+        response = self._call(self._inference.Generate, request, options.get("timeout_s"))
+        return to_answer(response)
+
+    def stream(
+        self, prompt: Prompt | None = None, **options: Unpack[Options]
+    ) -> Generator[Chunk, None, None]:
+        """Like `generate`, piece by piece. Closing the generator stops the work on the server."""
+        request = inference_pb2.StreamGenerateRequest(request=to_request(prompt, options))
+        return self._chunks(request, options.get("timeout_s"))
+
+    def tasks(self) -> tuple[Task, ...]:
+        """List the bank's tasks."""
+        response = self._call(self._bank.ListTasks, bank_pb2.ListTasksRequest())
+        return tuple(to_task(info) for info in response.tasks)
+
+    def load_task(self, name: str) -> Task:
+        """Make a task of the bank directory servable."""
+        response = self._call(self._bank.LoadTask, bank_pb2.LoadTaskRequest(name=name))
+        return to_task(response.task)
+
+    def unload_task(self, name: str) -> Task:
+        """Make a task unservable."""
+        response = self._call(self._bank.UnloadTask, bank_pb2.UnloadTaskRequest(name=name))
+        return to_task(response.task)
+
+    def register_mix(self, name: str, mix: MixLike) -> NamedMix:
+        """Give a mix a name."""
+        request = bank_pb2.RegisterMixRequest(name=name, mix=to_mix(mix))
+        response = self._call(self._bank.RegisterMix, request)
+        return to_named_mix(response.mix)
+
+    def mixes(self) -> tuple[NamedMix, ...]:
+        """List the named mixes."""
+        response = self._call(self._bank.ListMixes, bank_pb2.ListMixesRequest())
+        return tuple(to_named_mix(mix) for mix in response.mixes)
+
+    def delete_mix(self, name: str) -> None:
+        """Forget a name."""
+        self._call(self._bank.DeleteMix, bank_pb2.DeleteMixRequest(name=name))
+
+    def _call(
+        self,
+        method: "grpc.UnaryUnaryMultiCallable[RequestT, ResponseT]",
+        request: RequestT,
+        timeout_s: float | None = None,
+    ) -> ResponseT:
+        try:
+            return method(
+                request,
+                timeout=self._config.limit_s(timeout_s),
+                metadata=self._config.metadata,
+            )
+        except grpc.RpcError as error:
+            raise from_rpc(error, target=self._config.target) from error
+
+    def _chunks(
+        self, request: inference_pb2.StreamGenerateRequest, timeout_s: float | None
+    ) -> Generator[Chunk, None, None]:
+        reader = ChunkReader()
+        responses = self._inference.StreamGenerate(
+            request, timeout=self._config.limit_s(timeout_s), metadata=self._config.metadata
+        )
+        try:
+            for response in responses:
+                yield from reader.read(response)
+        except grpc.RpcError as error:
+            raise from_rpc(error, target=self._config.target) from error
+        finally:
+            responses.cancel()
+
+
+def _open_channel(config: ClientConfig) -> grpc.Channel:
+    if config.tls:
+        credentials = grpc.ssl_channel_credentials()
+        return grpc.secure_channel(config.target, credentials, config.channel_options)
+    return grpc.insecure_channel(config.target, config.channel_options)
