@@ -1,0 +1,1 @@
+"""The taskmix server: one process that runs vLLM under mixes, behind gRPC and HTTP."""

@@ -1,0 +1,118 @@
+"""The composition root: builds every part, wires them, runs until told to stop."""
+
+import asyncio
+import json
+import logging
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from taskmix_composer.bank.reader import Bank
+from taskmix_composer.checkpoint import Checkpoint
+from taskmix_composer.identity import DigestCache
+from taskmix_server import settings as configuration
+from taskmix_server.engine.vllm.config import server_config
+from taskmix_server.engine.vllm.engine import VllmEngine
+from taskmix_server.engine.vllm.process import mark_engine_children
+from taskmix_server.rest.server import HttpEdge
+from taskmix_server.rpc.server import GrpcEdge
+from taskmix_server.runtime.mixes import NamedMixStore
+from taskmix_server.runtime.tasks import TaskRegistry
+from taskmix_server.runtime.variants import VariantCache
+from taskmix_server.services.bank import BankService
+from taskmix_server.services.inference import InferenceService, ServerState
+from taskmix_server.settings import Settings
+from taskmix_server.telemetry.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+CLOSE_S = 2.0  # for the last bytes of answers that are complete
+
+
+def serve(settings: Settings) -> None:
+    """Run the server until SIGTERM or SIGINT, then drain and return."""
+    mark_engine_children()
+    asyncio.run(_serve(settings))
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    """What has been started and must be ended, in reverse."""
+
+    engine: VllmEngine
+    inference: InferenceService
+    tasks: TaskRegistry
+    mixes: NamedMixStore
+    grpc: GrpcEdge
+    http: HttpEdge
+
+    async def drain(self, grace_s: float) -> None:
+        """Answer new requests with a refusal while those in flight end; then close both edges."""
+        await self.grpc.set_serving(is_serving=False)
+        await self.inference.state.drain(grace_s)
+        await asyncio.gather(self.grpc.stop(CLOSE_S), self.http.stop(CLOSE_S))
+        await self.engine.close()
+        self.mixes.close()
+
+
+async def _serve(settings: Settings) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    bank = await asyncio.to_thread(_checked_bank, settings)
+    mixes = await asyncio.to_thread(NamedMixStore.at, settings.state)
+    arguments, vllm_config = await asyncio.to_thread(server_config, settings.engine)
+    engine = await VllmEngine.start(vllm_config)
+    try:
+        server = await _wire(settings, bank, engine, mixes, arguments)
+        grpc_port = await server.grpc.start(settings.host, settings.grpc_port)
+        http_port = await server.http.start(settings.host, settings.http_port)
+    except BaseException:
+        await engine.close()
+        raise
+    _announce(settings.host, grpc_port, http_port)
+    await stopping.wait()
+    logger.info("draining, at most %.0f s", settings.drain_s)
+    await server.drain(settings.drain_s)
+
+
+async def _wire(
+    settings: Settings, bank: Bank, engine: VllmEngine, mixes: NamedMixStore, arguments: Any
+) -> _Server:
+    metrics = Metrics()
+    tasks = TaskRegistry(settings.engine.bank, bank, engine)
+    variants = VariantCache(tasks, engine)
+    engine.watch_load(
+        lambda load: metrics.record_load(load.num_running, load.num_waiting, load.used_kv_blocks)
+    )
+    metrics.read_at_scrape(
+        task_references=lambda: tasks.num_references,
+        resident_bytes=lambda: tasks.resident_bytes,
+        ready_variants=lambda: len(variants),
+    )
+    for name in bank.entries:
+        started_s = time.monotonic()
+        await tasks.load(name)
+        logger.info("loaded task %s in %.2f s", name, time.monotonic() - started_s)
+    inference = InferenceService(engine, variants, mixes, metrics, ServerState())
+    service = BankService(tasks, variants, mixes)
+    http = await HttpEdge.create(engine, arguments, inference, service, settings.engine.model_name)
+    return _Server(engine, inference, tasks, mixes, GrpcEdge(inference, service), http)
+
+
+def _checked_bank(settings: Settings) -> Bank:
+    """The bank, after its base was found to be the one being served."""
+    bank = Bank.open(settings.engine.bank)
+    cache = DigestCache(configuration.default_cache() / "digests.json")
+    bank.check_base(Checkpoint.open(settings.engine.base), cache)
+    return bank
+
+
+def _announce(host: str, grpc_port: int, http_port: int) -> None:
+    """The one line on stdout that says the server takes requests."""
+    ready = {"ready": True, "grpc": f"{host}:{grpc_port}", "http": f"{host}:{http_port}"}
+    sys.stdout.write(json.dumps(ready) + "\n")
+    sys.stdout.flush()

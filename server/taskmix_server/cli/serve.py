@@ -1,0 +1,81 @@
+"""`taskmix serve`."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from taskmix_server.engine.config import EngineConfig
+from taskmix_server.settings import Settings, default_state, prepare_engine_environment
+
+DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+@click.command()
+@click.option("--base", type=DIRECTORY, required=True, help="The base model's directory.")
+@click.option("--bank", type=DIRECTORY, required=True, help="The bank's directory.")
+@click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    callback=lambda context, _, path: _read_config(context, path),
+    is_eager=True,
+    expose_value=False,
+    help="A TOML file of these options, named as here without the dashes; a flag given wins.",
+)
+@click.option("--state", type=click.Path(file_okay=False, path_type=Path), default=default_state)
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--grpc-port", type=click.IntRange(0, 65535), default=50051, show_default=True)
+@click.option("--http-port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@click.option(
+    "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto"
+)
+@click.option("--max-model-len", type=click.IntRange(1), help="Tokens of prompt and answer.")
+@click.option("--kv-cache-memory", type=click.IntRange(1), help="Bytes for keys and values.")
+@click.option("--served-model-name", help="The base's name in `model`; its directory's if absent.")
+@click.option("--max-num-seqs", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--max-num-batched-tokens", type=click.IntRange(1), help="Tokens of one step.")
+@click.option("--block-size", type=click.IntRange(1), help="Tokens of a KV block.")
+def serve(
+    *,
+    base: Path,
+    bank: Path,
+    state: Path,
+    host: str,
+    grpc_port: int,
+    http_port: int,
+    kv_cache_memory: int | None,
+    **engine: Any,
+) -> None:
+    """Serve a base and its bank over gRPC and HTTP until SIGTERM.
+
+    Prints one line of JSON on stdout when it takes requests; logs go to stderr.
+    """
+    prepare_engine_environment()
+    from taskmix_server.app import serve as run
+
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s"
+    )
+    config = EngineConfig(base, bank, kv_cache_memory_bytes=kv_cache_memory, **engine)
+    run(Settings(config, state, host, grpc_port, http_port))
+
+
+def _read_config(context: click.Context, path: Path | None) -> None:
+    """Make a TOML file's values the defaults of this command's options."""
+    if path is None:
+        return
+    import tomllib
+
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise click.UsageError(f"{path} is not TOML: {error}") from error
+    known = {parameter.name for parameter in context.command.params} - {"config"}
+    named = {key.replace("-", "_"): value for key, value in values.items()}
+    unknown = sorted(named.keys() - known)
+    if unknown:
+        raise click.UsageError(f"{path} has no option {unknown[0]!r}; see `taskmix serve --help`")
+    context.default_map = named

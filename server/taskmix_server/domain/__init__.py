@@ -1,0 +1,1 @@
+"""Frozen values that every part of the server speaks in; no transport, no engine."""

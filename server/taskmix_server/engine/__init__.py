@@ -1,0 +1,1 @@
+"""What runs tokens. The rest of the server sees only `engine.base.Engine`."""

@@ -1,0 +1,30 @@
+"""What an operator chooses about the engine; free of the engine's own imports."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """What an operator chooses about the engine. None leaves vLLM's default.
+
+    device: "auto", "cpu" or "cuda". dtype: "auto" is the base checkpoint's own dtype, float32
+    included. served_model_name: None is the base directory's name.
+    """
+
+    base: Path
+    bank: Path
+    device: str = "auto"
+    dtype: str = "auto"
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int | None = None
+    block_size: int | None = None
+    kv_cache_memory_bytes: int | None = None
+    served_model_name: str | None = None
+    seed: int = 0
+
+    @property
+    def model_name(self) -> str:
+        """What callers name to get the base alone."""
+        return self.served_model_name or self.base.resolve().name

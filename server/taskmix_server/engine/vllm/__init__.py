@@ -1,0 +1,1 @@
+"""vLLM as the engine: the only package that imports torch or vllm."""

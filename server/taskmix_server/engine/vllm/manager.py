@@ -1,0 +1,160 @@
+"""The worker's side of a mix: takes the place of vLLM's LoRA manager on its carrier.
+
+vLLM moves a LoRA id per request from scheduler to worker and keys its prefix cache by the LoRA's
+name and path. `MixManager` answers the calls that the model runners make of a LoRA manager, but
+an id stands for a mix: a row of coefficients over loaded tasks.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from taskmix_composer.bank.reader import Bank
+from taskmix_composer.mix import Mix
+from taskmix_server.engine.vllm import compat
+from taskmix_server.engine.vllm.deltas import ResidentTask, TaskLoader, TensorTable
+from taskmix_server.engine.vllm.layers import CurrentStep, wrap
+from taskmix_server.engine.vllm.sites import find_sites
+from taskmix_server.engine.vllm.steps import IDLE, ResidentVariant, plan_step
+from taskmix_server.errors import FailedPreconditionError, UnsupportedModelError
+
+
+class MixManager:
+    """Loaded tasks and registered mixes of one worker, and the step that its layers read."""
+
+    def __init__(self, bank_path: Path, loader: TaskLoader, current: CurrentStep) -> None:
+        self._bank_path = bank_path
+        self._loader = loader
+        self._current = current
+        self._tasks: dict[str, ResidentTask] = {}  # by content digest
+        self._variants: dict[str, ResidentVariant] = {}  # by the path of their LoRA request
+        self._last: tuple[Any, ...] = ()
+
+    @classmethod
+    def attach(
+        cls, model: nn.Module, vllm_config: Any, device: torch.device, settings: Mapping[str, Any]
+    ) -> "MixManager":
+        """Wrap the model's layers. `settings`: `{"bank": DIR}` of vLLM's `additional_config`."""
+        _check_config(vllm_config)
+        bank_path = Path(settings["bank"])
+        bank = Bank.open(bank_path)
+        tied_head = bool(getattr(vllm_config.model_config.hf_config, "tie_word_embeddings", False))
+        sites = find_sites(model, tied_head=tied_head)
+        current = CurrentStep()
+        for site in sites:
+            wrap(site, current)
+        table = TensorTable.of(bank.base.tensors)
+        loader = TaskLoader(sites, table, vllm_config.model_config.dtype, device)
+        return cls(bank_path, loader, current)
+
+    # What taskmix asks of a worker
+
+    def load_task(self, name: str, digest: str) -> int:
+        """Decode a task's deltas from the bank as it is now; returns the bytes they hold.
+
+        Raises FailedPreconditionError if the bank no longer holds that content.
+        """
+        if digest not in self._tasks:
+            bank = Bank.open(self._bank_path)
+            found = bank.entry(name).digest
+            if found != digest:
+                raise FailedPreconditionError(
+                    f"task {name!r} changed in the bank while it was being loaded; load it again"
+                )
+            self._tasks[digest] = self._loader.load(bank, name)
+        return self._tasks[digest].num_bytes
+
+    def unload_task(self, digest: str) -> None:
+        """Let go of a task's deltas; mixes that name it must have been forgotten before."""
+        self._tasks.pop(digest, None)
+
+    def register(self, path: str, mix: Mix, digests: Mapping[str, str]) -> None:
+        """Make a mix servable under a LoRA path; `digests` says which content each task means."""
+        columns = self._loader.table.columns
+        rows = []
+        for term in mix.terms:
+            coefficients = torch.tensor([term.coefficient_for(name) for name in columns])
+            rows.append((self._tasks[digests[term.task]], coefficients.float()))
+        self._variants[path] = ResidentVariant(tuple(rows))
+
+    def forget(self, path: str) -> None:
+        """Drop a mix that no request in flight uses."""
+        self._variants.pop(path, None)
+
+    # What vLLM's model runners ask of a LoRA manager
+
+    def add_adapter(self, request: compat.LoRARequest) -> bool:
+        """Under plain `vllm serve` a path is a MIX; its tasks are loaded here, on first use."""
+        if request.lora_path in self._variants:
+            return False
+        mix = Mix.parse(request.lora_path)
+        bank = Bank.open(self._bank_path)
+        digests = {task: bank.entry(task).digest for task in mix.tasks}
+        for task, digest in digests.items():
+            self.load_task(task, digest)
+        self.register(request.lora_path, mix, digests)
+        return True
+
+    def set_active_adapters(
+        self, requests: set[compat.LoRARequest], mapping: compat.LoRAMapping
+    ) -> None:
+        """Plan the next forward pass. Steps that repeat the last batch's rows reuse its plan."""
+        variants = {
+            request.lora_int_id: self._variants[request.lora_path]
+            for request in requests
+            if request.lora_path in self._variants
+        }
+        key = (mapping.index_mapping, mapping.prompt_mapping, variants)
+        if not variants:
+            self._current.step = IDLE
+        elif key != self._last:
+            self._current.step = plan_step(*key, self._loader.device)
+        self._last = key
+
+    @contextmanager
+    def dummy_lora_cache(self) -> Iterator[None]:
+        """vLLM's profiling runs need no adapters here: a mix is a row, not memory."""
+        yield
+
+    def add_dummy_lora(self, request: compat.LoRARequest, rank: int) -> bool:
+        return True
+
+    def get_dummy_lora_warmup_rank(self, default_rank: int) -> int:
+        return default_rank
+
+    def remove_adapter(self, adapter_id: int) -> bool:
+        return False
+
+    def remove_all_adapters(self) -> None:
+        """Called after profiling, when there is nothing of ours to remove."""
+
+    def pin_adapter(self, adapter_id: int) -> bool:
+        return True
+
+    def list_adapters(self) -> set[int]:
+        return set()
+
+    def supports_tower_connector_lora(self) -> bool:
+        return False
+
+
+def _check_config(vllm_config: Any) -> None:
+    if vllm_config.model_config.use_mla:
+        raise UnsupportedModelError(
+            "multi-head latent attention folds kv_b_proj into the attention kernel, past the "
+            "place where deltas are added; taskmix serves dense Llama- and Qwen-style models"
+        )
+    if vllm_config.speculative_config is not None:
+        raise UnsupportedModelError(
+            "speculative decoding samples rows that a changed head cannot be matched to; "
+            "start without --speculative-config"
+        )
+    parallel = vllm_config.parallel_config
+    if parallel.tensor_parallel_size > 1 or parallel.pipeline_parallel_size > 1:
+        raise UnsupportedModelError(
+            "taskmix serves from one device; start with tensor and pipeline parallel size 1"
+        )

@@ -1,0 +1,39 @@
+"""The `vllm.general_plugins` entry point: our manager in place of vLLM's LoRA manager.
+
+vLLM calls `register` in every process, more than once. Without a `taskmix` key in
+`additional_config` a patched vLLM behaves like a stock one.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+def register() -> None:
+    """Make vLLM's model runners ask `MixManager` for their adapters."""
+    from taskmix_server.engine.vllm import compat
+    from taskmix_server.engine.vllm.process import guard_engine_process
+
+    guard_engine_process()
+    mixin = compat.LoRAModelRunnerMixin
+    stock = mixin.load_lora_model
+    if getattr(stock, "is_taskmix", False):
+        return
+
+    def load_lora_model(
+        self: Any, model: "nn.Module", vllm_config: Any, device: "torch.device"
+    ) -> "nn.Module":
+        settings = (vllm_config.additional_config or {}).get(compat.CONFIG_KEY)
+        if settings is None:
+            loaded: nn.Module = stock(self, model, vllm_config, device)
+            return loaded
+        from taskmix_server.engine.vllm.manager import MixManager
+
+        compat.check()
+        self.lora_manager = MixManager.attach(model, vllm_config, device, settings)
+        return model
+
+    load_lora_model.is_taskmix = True  # type: ignore[attr-defined]
+    mixin.load_lora_model = load_lora_model

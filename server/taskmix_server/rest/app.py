@@ -1,0 +1,93 @@
+"""The HTTP app: an allow-list of routes, everything else is 404."""
+
+import time
+from contextlib import AbstractAsyncContextManager
+from http import HTTPStatus
+from typing import Any
+
+import prometheus_client
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from taskmix_server.engine.vllm.engine import VllmEngine
+from taskmix_server.rest.generation import GenerationRoute
+from taskmix_server.rest.status import json_error
+from taskmix_server.services.bank import BankService
+from taskmix_server.services.inference import InferenceService
+
+GENERATION_PATHS = ("/v1/completions", "/v1/chat/completions")
+
+
+def build_app(
+    vllm_app: Any,
+    inference: InferenceService,
+    bank: BankService,
+    engine: VllmEngine,
+    base_name: str,
+) -> Starlette:
+    """Our routes, with vLLM's app behind the generation routes only."""
+    generation = GenerationRoute(vllm_app, inference, engine, base_name)
+    started_s = int(time.time())
+
+    async def list_models(request: Request) -> Response:
+        mixes = [described.record.name for described in await bank.list_mixes()]
+        tasks = [status.name for status in bank.list_tasks() if status.resident_bytes]
+        names = dict.fromkeys([base_name, *mixes, *tasks])
+        return JSONResponse(
+            {"object": "list", "data": [_model_card(name, base_name, started_s) for name in names]}
+        )
+
+    async def is_ready(request: Request) -> Response:
+        ready = engine.is_healthy and not inference.state.is_draining
+        status = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE
+        return PlainTextResponse("ready\n" if ready else "not ready\n", status)
+
+    def lifespan(app: Starlette) -> AbstractAsyncContextManager[None]:
+        context: AbstractAsyncContextManager[None] = vllm_app.router.lifespan_context(vllm_app)
+        return context
+
+    app = Starlette(
+        routes=[
+            *(Route(path, generation, methods=["POST"]) for path in GENERATION_PATHS),
+            Route("/v1/models", list_models, methods=["GET"]),
+            Route("/metrics", metrics, methods=["GET"]),
+            Route("/healthz", is_alive, methods=["GET"]),
+            Route("/readyz", is_ready, methods=["GET"]),
+        ],
+        exception_handlers={HTTPException: refuse_route},
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+async def metrics(request: Request) -> Response:
+    """Prometheus text: ours and vLLM's."""
+    body = prometheus_client.generate_latest()
+    return Response(body, media_type=prometheus_client.CONTENT_TYPE_LATEST)
+
+
+async def is_alive(request: Request) -> Response:
+    """The process answers; `/readyz` says whether it takes work."""
+    return PlainTextResponse("ok\n")
+
+
+async def refuse_route(request: Request, error: Exception) -> Response:
+    """404 and 405 in the shape that OpenAI's clients read."""
+    assert isinstance(error, HTTPException), "registered for HTTPException only"
+    message = f"{request.method} {request.url.path} is not served here"
+    return json_error(HTTPStatus(error.status_code), "NotFoundError", message)
+
+
+def _model_card(name: str, base_name: str, created_s: int) -> dict[str, Any]:
+    parent = None if name == base_name else base_name
+    return {
+        "id": name,
+        "object": "model",
+        "created": created_s,
+        "owned_by": "taskmix",
+        "parent": parent,
+    }

@@ -1,0 +1,1 @@
+"""The gRPC edge: converts messages, delegates to services, reports errors as statuses."""

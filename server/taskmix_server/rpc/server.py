@@ -1,0 +1,57 @@
+"""The gRPC server: our services, health and reflection."""
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from taskmix.v1 import bank_pb2, bank_pb2_grpc, inference_pb2, inference_pb2_grpc
+from taskmix_server.errors import FailedPreconditionError
+from taskmix_server.rpc.bank import BankServicer
+from taskmix_server.rpc.inference import InferenceServicer
+from taskmix_server.services.bank import BankService
+from taskmix_server.services.inference import InferenceService
+
+MAX_MESSAGE_BYTES = 16 * 2**20
+
+SERVICES = (
+    inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
+    bank_pb2.DESCRIPTOR.services_by_name["BankService"].full_name,
+)
+
+
+class GrpcEdge:
+    """Serves both services until it is stopped."""
+
+    def __init__(self, inference: InferenceService, bank: BankService) -> None:
+        options = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.so_reuseport", 0)]
+        self._server = grpc.aio.server(options=options)
+        self._health = HealthServicer()
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(
+            InferenceServicer(inference), self._server
+        )
+        bank_pb2_grpc.add_BankServiceServicer_to_server(BankServicer(bank), self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection((*SERVICES, reflection.SERVICE_NAME), self._server)
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen; port 0 picks a free one. Returns the port."""
+        try:
+            bound = self._server.add_insecure_port(f"{host}:{port}")
+        except RuntimeError as error:
+            raise FailedPreconditionError(
+                f"cannot listen on {host}:{port} for gRPC; choose another --grpc-port or 0"
+            ) from error
+        await self._server.start()
+        await self.set_serving(is_serving=True)
+        return bound
+
+    async def set_serving(self, *, is_serving: bool) -> None:
+        """What health checks see, for the server as a whole and for each service."""
+        state = health_pb2.HealthCheckResponse
+        for name in ("", *SERVICES):
+            await self._health.set(name, state.SERVING if is_serving else state.NOT_SERVING)
+
+    async def stop(self, grace_s: float) -> None:
+        """Close the port and wait for open calls, at most `grace_s`."""
+        await self._server.stop(grace_s)

@@ -1,0 +1,71 @@
+"""gRPC status of every error this server raises on purpose, and the one place that reports them."""
+
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+from grpc import StatusCode
+
+from taskmix_composer import errors as composer
+from taskmix_server import errors as serving
+
+logger = logging.getLogger(__name__)
+
+STATUS: Mapping[type[Exception], StatusCode] = {
+    serving.InvalidRequestError: StatusCode.INVALID_ARGUMENT,
+    serving.UnauthenticatedError: StatusCode.UNAUTHENTICATED,
+    serving.PermissionDeniedError: StatusCode.PERMISSION_DENIED,
+    serving.NotFoundError: StatusCode.NOT_FOUND,
+    serving.FailedPreconditionError: StatusCode.FAILED_PRECONDITION,
+    serving.AlreadyExistsError: StatusCode.ALREADY_EXISTS,
+    serving.ResourceExhaustedError: StatusCode.RESOURCE_EXHAUSTED,
+    serving.DeadlineExceededError: StatusCode.DEADLINE_EXCEEDED,
+    serving.UnavailableError: StatusCode.UNAVAILABLE,
+    serving.InternalError: StatusCode.INTERNAL,
+    serving.EngineIncompatibleError: StatusCode.FAILED_PRECONDITION,
+    serving.UnsupportedModelError: StatusCode.FAILED_PRECONDITION,
+    composer.InvalidMixError: StatusCode.INVALID_ARGUMENT,
+    composer.InvalidSchemeError: StatusCode.INVALID_ARGUMENT,
+    composer.UnknownTaskError: StatusCode.NOT_FOUND,
+    composer.TaskExistsError: StatusCode.ALREADY_EXISTS,
+    composer.BankExistsError: StatusCode.ALREADY_EXISTS,
+    composer.BankBusyError: StatusCode.FAILED_PRECONDITION,
+    composer.BankFormatError: StatusCode.FAILED_PRECONDITION,
+    composer.BaseMismatchError: StatusCode.FAILED_PRECONDITION,
+    composer.CheckpointError: StatusCode.FAILED_PRECONDITION,
+}
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@asynccontextmanager
+async def reported(context: Context, request_id: str = "") -> AsyncIterator[None]:
+    """End the call with the status of whatever the block raises.
+
+    An error without a status is our bug: the caller gets INTERNAL with the request id, the log
+    gets the rest.
+    """
+    try:
+        yield
+    except (serving.ServingError, composer.ComposerError) as error:
+        await context.abort(STATUS[type(error)], _message(error, request_id), _metadata(error))
+    except Exception as error:
+        if isinstance(error, grpc.aio.AbortError):
+            raise
+        logger.exception("request %s failed", request_id)
+        await context.abort(StatusCode.INTERNAL, f"internal error (request {request_id})")
+
+
+def _message(error: Exception, request_id: str) -> str:
+    if isinstance(error, serving.InternalError):
+        logger.error("request %s failed: %s", request_id, error)
+        return f"internal error (request {request_id})"
+    return str(error)
+
+
+def _metadata(error: Exception) -> tuple[tuple[str, str], ...]:
+    if not isinstance(error, serving.ResourceExhaustedError):
+        return ()
+    return (("grpc-retry-pushback-ms", str(round(error.retry_after_s * 1000))),)

@@ -1,0 +1,111 @@
+"""Mixes made ready in the engine: resolved, registered once, kept while used, bounded."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from taskmix_composer.bank.reader import Bank
+from taskmix_composer.mix import Mix
+from taskmix_server.domain.variant import Variant
+from taskmix_server.engine.base import Engine
+from taskmix_server.runtime.tasks import TaskRegistry
+
+
+@dataclass(slots=True)
+class _Ready:
+    """A registered variant and the requests in flight that use it."""
+
+    variant: Variant
+    num_users: int = 0
+
+
+class VariantCache:
+    """The variants that the engine knows, least recently used first. One event loop only."""
+
+    def __init__(self, tasks: TaskRegistry, engine: Engine, max_variants: int = 4096) -> None:
+        self._tasks = tasks
+        self._engine = engine
+        self._max_variants = max_variants
+        self._ready: OrderedDict[str, _Ready] = OrderedDict()  # by digest
+        self._changes = asyncio.Lock()
+        tasks.before_retire = self._forget_users_of
+
+    @asynccontextmanager
+    async def lease(self, mix: Mix) -> AsyncIterator[Variant]:
+        """A variant that stays servable inside the block.
+
+        Raises NotFoundError if a task is not loaded, InvalidMixError if the bank cannot serve
+        the mix.
+        """
+        variant = self.resolve(mix)
+        self._tasks.hold(variant.entries.values())
+        try:
+            ready = await self._prepare(variant)
+            try:
+                yield ready.variant
+            finally:
+                ready.num_users -= 1
+        finally:
+            self._tasks.release(variant.entries.values())
+
+    def resolve(self, mix: Mix) -> Variant:
+        """Bind a mix to the content its tasks mean now."""
+        bank = self._tasks.bank
+        digests = self._tasks.digests(mix)
+        bank.check_mix(mix)
+        return Variant(
+            mix=mix,
+            digest=mix.digest(digests),
+            entries=digests,
+            bank_revision=bank.revision,
+            changes_head=any(changes_head(bank, task) for task in mix.tasks),
+        )
+
+    def __len__(self) -> int:
+        return len(self._ready)
+
+    async def _prepare(self, variant: Variant) -> _Ready:
+        ready = self._ready.get(variant.digest)
+        if ready is None:
+            async with self._changes:
+                ready = self._ready.get(variant.digest) or await self._register(variant)
+        self._ready.move_to_end(variant.digest)
+        ready.num_users += 1
+        return ready
+
+    async def _register(self, variant: Variant) -> _Ready:
+        await self._engine.register_variant(variant)
+        self._ready[variant.digest] = ready = _Ready(variant)
+        await self._forget(self._surplus())
+        return ready
+
+    def _surplus(self) -> list[str]:
+        """The least recently used idle variants over the limit, never the newest one."""
+        *older, _ = self._ready.items()
+        idle = [digest for digest, ready in older if ready.num_users == 0]
+        return idle[: max(0, len(self._ready) - self._max_variants)]
+
+    async def _forget_users_of(self, entry_digest: str) -> None:
+        async with self._changes:
+            await self._forget(
+                [
+                    digest
+                    for digest, ready in self._ready.items()
+                    if entry_digest in ready.variant.entries.values()
+                ]
+            )
+
+    async def _forget(self, digests: list[str]) -> None:
+        """Take variants out before the first wait, so that nobody leases one on its way out."""
+        leaving = [self._ready.pop(digest).variant for digest in digests]
+        for variant in leaving:
+            await self._engine.forget_variant(variant)
+
+
+def changes_head(bank: Bank, task: str) -> bool:
+    """Whether a task changes the output head, or the embedding that is tied to it."""
+    stored = {name: group[0] for group in bank.base.tie_groups for name in group}
+    head = "lm_head.weight"
+    return stored.get(head, head) in bank.entry(task).tensors

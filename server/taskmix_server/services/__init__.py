@@ -1,0 +1,1 @@
+"""Use cases on domain values; no transport."""

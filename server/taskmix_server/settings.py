@@ -1,0 +1,43 @@
+"""What an operator chooses, composed of the parts' own configs. The environment is read here."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from taskmix_server.engine.config import EngineConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything `taskmix serve` needs to start."""
+
+    engine: EngineConfig
+    state: Path
+    host: str = "127.0.0.1"
+    grpc_port: int = 50051
+    http_port: int = 8000
+    drain_s: float = 20.0
+
+
+def default_state() -> Path:
+    """The state directory where none was chosen: `$XDG_STATE_HOME/taskmix`."""
+    home = os.environ.get("XDG_STATE_HOME")
+    return (Path(home) if home else Path.home() / ".local" / "state") / "taskmix"
+
+
+def default_cache() -> Path:
+    """Where what can be made again is kept: `$XDG_CACHE_HOME/taskmix`."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "taskmix"
+
+
+def prepare_engine_environment() -> None:
+    """Settings that vLLM takes from the environment alone, for this process and its children.
+
+    Call it before vLLM is imported: it sets up its logging then.
+    """
+    os.environ["VLLM_LOGGING_STREAM"] = "ext://sys.stderr"  # stdout carries one line: ready
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ["VLLM_KEEP_ALIVE_ON_ENGINE_DEATH"] = "1"  # the HTTP edge reports it and stays

@@ -1,0 +1,1 @@
+"""What several test folders make: tiny models, banks of them, served processes."""
