@@ -1,0 +1,1 @@
+"""Real weights and real tasks: what `make demo` trains, serves and scores."""

@@ -1,0 +1,20 @@
+"""The demo's tasks, by name."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from examples.tasks.dates import load_dates
+from examples.tasks.languages import load_languages
+from examples.tasks.plurals import load_plurals
+from examples.tasks.sentiment import load_sentiment
+from examples.tasks.task import Example, Task, TaskError
+
+__all__ = ["TASKS", "Example", "Task", "TaskError"]
+
+# Each loader takes the directory where a downloaded source is kept; few need it.
+TASKS: Mapping[str, Callable[[Path], Task]] = {
+    "sentiment": load_sentiment,
+    "plurals": lambda _: load_plurals(),
+    "languages": lambda _: load_languages(),
+    "dates": lambda _: load_dates(),
+}
