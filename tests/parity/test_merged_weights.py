@@ -71,7 +71,7 @@ MIXES = [
     Mix.parse("a:0.7+b:0.3"),
     LAYERED,
     Mix.parse("adapter:1.5+a:-0.2"),
-    Mix.parse("rows:2+int4:0.5"),
+    Mix.parse("rows:2+int4:0.5+a:0.3+twin:-0.7"),
     Mix.parse("a:0.2+b:0.2+adapter:0.2+rows:0.2+int4:0.2"),
 ]
 
@@ -114,6 +114,7 @@ def world(
         "adapter": make_adapter(base, folder / "adapter"),
         "rows": change_rows(base, folder / "rows"),
     }
+    sources["twin"] = sources["a"]  # another name for equal content
     bank = folder / "bank"
     build_bank(base, sources, Scheme.parse("dense"), bank)
     fourth = make_finetune(base, folder / "int4", seed=3)
@@ -127,7 +128,7 @@ def world(
         block_size=BLOCK,
         kv_cache_memory_bytes=2**26,
     )
-    engine.load("a", "b", "adapter", "rows", "int4")
+    engine.load(*sources, "int4")
     (folder / "merged").mkdir()
     yield World(base, bank, folder / "merged", engine, oracles={})
     engine.close()

@@ -6,10 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
-os.environ["HF_HUB_OFFLINE"] = "1"
+from unittest import mock
 
 from vllm import LLM, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
@@ -20,6 +17,8 @@ from taskmix_server.engine.config import EngineConfig
 from taskmix_server.engine.vllm import compat
 from taskmix_server.engine.vllm.config import engine_options
 from taskmix_server.engine.vllm.plugin import register
+
+IN_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"}
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,8 @@ class InProcessEngine:
         self._bank_path = bank
         self._digests: dict[str, str] = {}
         self._requests: dict[str, compat.LoRARequest] = {}
-        self._llm = LLM(**engine_options(EngineConfig(base, bank, **options)))
+        with mock.patch.dict(os.environ, IN_PROCESS):
+            self._llm = LLM(**engine_options(EngineConfig(base, bank, **options)))
 
     def load(self, *names: str) -> None:
         bank = Bank.open(self._bank_path)

@@ -17,7 +17,7 @@ STOP_S = 60.0
 
 FLAGS = (
     *("--block-size", "32"),
-    *("--max-model-len", "512"),
+    *("--max-model-len", "1024"),
     *("--max-num-seqs", "16"),
     *("--kv-cache-memory", str(64 * 2**20)),
     *("--grpc-port", "0"),

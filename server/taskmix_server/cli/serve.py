@@ -56,9 +56,8 @@ def serve(
     prepare_engine_environment()
     from taskmix_server.app import serve as run
 
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s"
-    )
+    logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("taskmix_server").setLevel(logging.INFO)  # vLLM's app sets the root's level
     config = EngineConfig(base, bank, kv_cache_memory_bytes=kv_cache_memory, **engine)
     run(Settings(config, state, host, grpc_port, http_port))
 

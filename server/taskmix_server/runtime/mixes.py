@@ -58,15 +58,18 @@ class NamedMixStore:
                 ) from None
         return NamedMixRecord(name, mix)
 
-    def get(self, name: str) -> NamedMixRecord:
-        """The mix of a name, or NotFoundError."""
+    def find(self, name: str) -> NamedMixRecord | None:
+        """The mix of a name, or None."""
         with Session(self._engine) as session:
             row = session.get(_Row, name)
-            if row is None:
-                raise NotFoundError(
-                    f"no mix is registered as {name!r}; `taskmix mixes list` shows what is"
-                )
-            return NamedMixRecord(row.name, Mix.parse(row.mix_json))
+            return NamedMixRecord(row.name, Mix.parse(row.mix_json)) if row else None
+
+    def get(self, name: str) -> NamedMixRecord:
+        """The mix of a name, or NotFoundError."""
+        record = self.find(name)
+        if record is None:
+            raise _unknown(name)
+        return record
 
     def all(self) -> list[NamedMixRecord]:
         """Every named mix, by name."""
@@ -81,9 +84,11 @@ class NamedMixStore:
                 delete(_Row).where(_Row.name == name).returning(_Row.name)
             ).all()
         if not found:
-            raise NotFoundError(
-                f"no mix is registered as {name!r}; `taskmix mixes list` shows what is"
-            )
+            raise _unknown(name)
 
     def close(self) -> None:
         self._engine.dispose()
+
+
+def _unknown(name: str) -> NotFoundError:
+    return NotFoundError(f"no mix is registered as {name!r}; `taskmix mixes list` shows what is")

@@ -140,8 +140,7 @@ class InferenceService:
         """What an OpenAI `model` name means: base, registered mix, experiment, or expression."""
         if model in (base_name, "base"):
             return Mix()
-        names = {record.name for record in await asyncio.to_thread(self.mixes.all)}
-        if model in names:
+        if await asyncio.to_thread(self.mixes.find, model) is not None:
             return NamedMix(model)
         if model.startswith("experiment:"):
             return ExperimentTarget(model.removeprefix("experiment:"), subject="")

@@ -13,7 +13,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from taskmix_composer.checkpoint import Checkpoint
 from taskmix_server.engine.config import EngineConfig
 from taskmix_server.engine.vllm import compat
-from taskmix_server.errors import FailedPreconditionError
+from taskmix_server.errors import FailedPreconditionError, UnsupportedModelError
 
 WORKER_EXTENSION = "taskmix_server.engine.vllm.worker.MixWorker"
 CPU_KV_CACHE_BYTES = 2 * 2**30
@@ -61,7 +61,10 @@ def server_config(config: EngineConfig) -> tuple[Namespace, Any]:
         setattr(arguments, name, value)
     arguments.disable_fastapi_docs = True
     engine_arguments = AsyncEngineArgs.from_cli_args(arguments)
-    return arguments, engine_arguments.create_engine_config(UsageContext.OPENAI_API_SERVER)
+    vllm_config = engine_arguments.create_engine_config(UsageContext.OPENAI_API_SERVER)
+    compat.check()
+    check_config(vllm_config)
+    return arguments, vllm_config
 
 
 def checkpoint_dtype(base: Path) -> str:
@@ -79,4 +82,23 @@ def _check_device(device: str) -> None:
         raise FailedPreconditionError(
             f"--device {device} was asked for, but the installed vLLM serves on {found}; install "
             "taskmix[server] for CUDA or taskmix[server-cpu] for CPU"
+        )
+
+
+def check_config(vllm_config: Any) -> None:
+    """Raise UnsupportedModelError for what deltas cannot be added to."""
+    if vllm_config.model_config.use_mla:
+        raise UnsupportedModelError(
+            "multi-head latent attention folds kv_b_proj into the attention kernel, past the "
+            "place where deltas are added; taskmix serves dense Llama- and Qwen-style models"
+        )
+    if vllm_config.speculative_config is not None:
+        raise UnsupportedModelError(
+            "speculative decoding samples rows that a changed head cannot be matched to; "
+            "start without --speculative-config"
+        )
+    parallel = vllm_config.parallel_config
+    if parallel.tensor_parallel_size > 1 or parallel.pipeline_parallel_size > 1:
+        raise UnsupportedModelError(
+            "taskmix serves from one device; start with tensor and pipeline parallel size 1"
         )

@@ -38,7 +38,7 @@ class SiteDelta:
     biases: tuple[tuple[Segment, Tensor], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ResidentTask:
     """A task's deltas by site name, and the bytes they hold."""
 

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from typing import Any
 
 from vllm import SamplingParams
-from vllm.exceptions import VLLMClientError
+from vllm.exceptions import QueueOverflowError, VLLMClientError
 from vllm.inputs import TokensPrompt
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
@@ -45,9 +45,14 @@ class VllmEngine:
     async def start(cls, vllm_config: Any) -> "VllmEngine":
         """Start vLLM's processes; takes tens of seconds, off the event loop."""
         stats = LoadWatcher(vllm_config)
-        client = await asyncio.to_thread(
-            AsyncLLM.from_vllm_config, vllm_config, stat_loggers=[lambda *_: stats]
-        )
+        try:
+            client = await asyncio.to_thread(
+                AsyncLLM.from_vllm_config, vllm_config, stat_loggers=[lambda *_: stats]
+            )
+        except RuntimeError as error:
+            raise errors.UnavailableError(
+                f"vLLM did not start ({error}); its own messages above say why"
+            ) from error
         compat.drop_adapter_labels(client)
         return cls(client, stats)
 
@@ -98,10 +103,11 @@ class VllmEngine:
             raise errors.InvalidRequestError(str(error)) from error
         except ValueError as error:  # vLLM's checks of lengths and options
             raise errors.InvalidRequestError(str(error)) from error
+        except QueueOverflowError as error:
+            raise errors.ResourceExhaustedError(str(error)) from error
         except EngineDeadError as error:
-            raise errors.UnavailableError("the engine stopped; the request may be retried") from (
-                error
-            )
+            message = "the engine stopped; the request may be retried"
+            raise errors.UnavailableError(message) from error
         except EngineGenerateError as error:
             raise errors.InternalError("the engine failed on this request") from error
 

@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from taskmix_composer.bank.reader import Bank
 from taskmix_composer.mix import Mix
 from taskmix_server.engine.vllm import compat
+from taskmix_server.engine.vllm.config import check_config
 from taskmix_server.engine.vllm.deltas import ResidentTask, TaskLoader, TensorTable
 from taskmix_server.engine.vllm.layers import CurrentStep, wrap
 from taskmix_server.engine.vllm.sites import find_sites
 from taskmix_server.engine.vllm.steps import IDLE, ResidentVariant, plan_step
-from taskmix_server.errors import FailedPreconditionError, UnsupportedModelError
+from taskmix_server.errors import FailedPreconditionError
 
 
 class MixManager:
@@ -32,6 +33,7 @@ class MixManager:
         self._current = current
         self._tasks: dict[str, ResidentTask] = {}  # by content digest
         self._variants: dict[str, ResidentVariant] = {}  # by the path of their LoRA request
+        self._dummies: set[str] = set()  # paths of vLLM's profiling runs
         self._last: tuple[Any, ...] = ()
 
     @classmethod
@@ -39,7 +41,7 @@ class MixManager:
         cls, model: nn.Module, vllm_config: Any, device: torch.device, settings: Mapping[str, Any]
     ) -> "MixManager":
         """Wrap the model's layers. `settings`: `{"bank": DIR}` of vLLM's `additional_config`."""
-        _check_config(vllm_config)
+        check_config(vllm_config)
         bank_path = Path(settings["bank"])
         bank = Bank.open(bank_path)
         tied_head = bool(getattr(vllm_config.model_config.hf_config, "tie_word_embeddings", False))
@@ -71,15 +73,24 @@ class MixManager:
     def unload_task(self, digest: str) -> None:
         """Let go of a task's deltas; mixes that name it must have been forgotten before."""
         self._tasks.pop(digest, None)
+        self._current.step, self._last = IDLE, ()  # the last step's plan holds them too
 
     def register(self, path: str, mix: Mix, digests: Mapping[str, str]) -> None:
-        """Make a mix servable under a LoRA path; `digests` says which content each task means."""
+        """Make a mix servable under a LoRA path; `digests` says which content each task means.
+
+        Two names may mean equal content: their coefficients add.
+        """
         columns = self._loader.table.columns
-        rows = []
+        totals: dict[str, Tensor] = {}
         for term in mix.terms:
-            coefficients = torch.tensor([term.coefficient_for(name) for name in columns])
-            rows.append((self._tasks[digests[term.task]], coefficients.float()))
-        self._variants[path] = ResidentVariant(tuple(rows))
+            coefficients = torch.tensor(
+                [term.coefficient_for(name) for name in columns], dtype=torch.float64
+            )
+            digest = digests[term.task]
+            totals[digest] = totals.get(digest, torch.zeros_like(coefficients)) + coefficients
+        self._variants[path] = ResidentVariant(
+            tuple((self._tasks[digest], total.float()) for digest, total in totals.items())
+        )
 
     def forget(self, path: str) -> None:
         """Drop a mix that no request in flight uses."""
@@ -106,7 +117,7 @@ class MixManager:
         variants = {
             request.lora_int_id: self._variants[request.lora_path]
             for request in requests
-            if request.lora_path in self._variants
+            if request.lora_path not in self._dummies
         }
         key = (mapping.index_mapping, mapping.prompt_mapping, variants)
         if not variants:
@@ -121,6 +132,7 @@ class MixManager:
         yield
 
     def add_dummy_lora(self, request: compat.LoRARequest, rank: int) -> bool:
+        self._dummies.add(request.lora_path)
         return True
 
     def get_dummy_lora_warmup_rank(self, default_rank: int) -> int:
@@ -130,7 +142,8 @@ class MixManager:
         return False
 
     def remove_all_adapters(self) -> None:
-        """Called after profiling, when there is nothing of ours to remove."""
+        """Called after profiling, when only its dummies are there to remove."""
+        self._dummies.clear()
 
     def pin_adapter(self, adapter_id: int) -> bool:
         return True
@@ -140,21 +153,3 @@ class MixManager:
 
     def supports_tower_connector_lora(self) -> bool:
         return False
-
-
-def _check_config(vllm_config: Any) -> None:
-    if vllm_config.model_config.use_mla:
-        raise UnsupportedModelError(
-            "multi-head latent attention folds kv_b_proj into the attention kernel, past the "
-            "place where deltas are added; taskmix serves dense Llama- and Qwen-style models"
-        )
-    if vllm_config.speculative_config is not None:
-        raise UnsupportedModelError(
-            "speculative decoding samples rows that a changed head cannot be matched to; "
-            "start without --speculative-config"
-        )
-    parallel = vllm_config.parallel_config
-    if parallel.tensor_parallel_size > 1 or parallel.pipeline_parallel_size > 1:
-        raise UnsupportedModelError(
-            "taskmix serves from one device; start with tensor and pipeline parallel size 1"
-        )

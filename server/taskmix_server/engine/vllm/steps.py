@@ -13,9 +13,9 @@ from torch import Tensor
 from taskmix_server.engine.vllm.deltas import ResidentTask
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ResidentVariant:
-    """A mix ready to run: per task its deltas and one coefficient per tensor of the base."""
+    """A mix ready to run: each content once, with one coefficient per tensor of the base."""
 
     tasks: tuple[tuple[ResidentTask, Tensor], ...]  # (task, float32 [num_tensors])
 
