@@ -21,7 +21,7 @@ from taskmix_composer.config import Scheme
 from taskmix_server.cli.table import print_table
 from taskmix_server.settings import default_cache
 
-CHOSEN = ("sentiment", "languages", "dates")
+CHOSEN = ("plurals", "languages", "dates")
 ALL = "+".join(f"{name}:0.6" for name in CHOSEN)
 SCHEME = "int4"
 CONCURRENCY = 32
@@ -83,18 +83,20 @@ def prepare_bank(base: Path, checkpoints: Mapping[str, Path], bank: Path) -> Non
 async def show(served: Served, tasks: Mapping[str, Task]) -> None:
     """Ask the server everything the tables below need."""
     async with AsyncClient(served.grpc) as client:
-        await show_scores(client, tasks)
+        together = await show_scores(client, tasks)
         await show_batch(client, tasks)
-        await show_negation(client, tasks)
+        await show_negation(client, tasks, together)
 
 
-async def show_scores(client: AsyncClient, tasks: Mapping[str, Task]) -> None:
-    """Each task's held-out score under the base, its own mix, and the mix of all."""
-    rows = []
+async def show_scores(client: AsyncClient, tasks: Mapping[str, Task]) -> dict[str, float]:
+    """Each task's held-out score under the base, its own mix, and the mix of all (returned)."""
+    rows, together = [], {}
     for name, task in tasks.items():
         scores = [await score(client, task, mix) for mix in ("base", name, ALL)]
         rows.append([name, str(len(task.held_out)), *(f"{value:.1%}" for value in scores)])
+        together[name] = scores[-1]
     table("Held-out rows answered exactly", ["task", "rows", "base", "own mix", ALL], rows)
+    return together
 
 
 async def show_batch(client: AsyncClient, tasks: Mapping[str, Task]) -> None:
@@ -118,14 +120,15 @@ async def show_batch(client: AsyncClient, tasks: Mapping[str, Task]) -> None:
     table("One concurrent batch", ["prompt ends with", "mix", "answer", "digest"], rows)
 
 
-async def show_negation(client: AsyncClient, tasks: Mapping[str, Task]) -> None:
-    """What subtracting one task from the mix of all does to each task's score."""
+async def show_negation(
+    client: AsyncClient, tasks: Mapping[str, Task], together: Mapping[str, float]
+) -> None:
+    """What subtracting one task, instead of adding it, does to each task's score."""
     negated = CHOSEN[0]
     minus = "+".join(f"{name}:{-0.6 if name == negated else 0.6}" for name in CHOSEN)
     rows = []
     for name, task in tasks.items():
-        scores = [await score(client, task, mix) for mix in (ALL, minus)]
-        rows.append([name, *(f"{value:.1%}" for value in scores)])
+        rows.append([name, f"{together[name]:.1%}", f"{await score(client, task, minus):.1%}"])
     table(f"A negative coefficient on {negated}", ["task", ALL, minus], rows)
 
 
@@ -167,10 +170,12 @@ def show_next(served: Served) -> None:
         f"""
 The server keeps running for an hour (process {served.process.pid}). Try:
 
-  .venv/bin/taskmix generate --server {served.grpc} --mix "dates:0.8+languages:0.3" "Hello"
+  .venv/bin/taskmix generate --server {served.grpc} --mix "plurals:0.7+dates:0.3" \\
+    --max-tokens 8 --temperature 0 "Singular: fox
+Plural:"
   .venv/bin/taskmix tasks list --server {served.grpc}
   curl http://{served.http}/v1/completions -H 'content-type: application/json' \\
-    -d '{{"model": "sentiment:0.7+dates:0.3", "prompt": "Hello", "max_tokens": 16}}'
+    -d '{{"model": "plurals", "prompt": "Singular: fox\\nPlural:", "max_tokens": 8}}'
   kill {served.process.pid}    # stops it
 """
     )
