@@ -3,16 +3,17 @@
 import asyncio
 import json
 import logging
+import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from taskmix_composer.bank.reader import Bank
 from taskmix_composer.checkpoint import Checkpoint
 from taskmix_composer.identity import DigestCache
-from taskmix_server import settings as configuration
 from taskmix_server.engine.vllm.config import server_config
 from taskmix_server.engine.vllm.engine import VllmEngine
 from taskmix_server.engine.vllm.process import mark_engine_children
@@ -58,10 +59,7 @@ class _Server:
 
 
 async def _serve(settings: Settings) -> None:
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+    _on_stop(_leave_at_once)
     bank = await asyncio.to_thread(_checked_bank, settings)
     mixes = await asyncio.to_thread(NamedMixStore.at, settings.state)
     arguments, vllm_config = await asyncio.to_thread(server_config, settings.engine)
@@ -73,10 +71,23 @@ async def _serve(settings: Settings) -> None:
     except BaseException:
         await engine.close()
         raise
+    stopping = asyncio.Event()
+    _on_stop(stopping.set)
     _announce(settings.host, grpc_port, http_port)
     await stopping.wait()
     logger.info("draining, at most %.0f s", settings.drain_s)
     await server.drain(settings.drain_s)
+
+
+def _on_stop(react: Callable[[], None]) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, react)
+
+
+def _leave_at_once() -> None:
+    """Stopped before it took requests: nothing to drain, and the engine follows its parent."""
+    os._exit(0)
 
 
 async def _wire(
@@ -106,13 +117,14 @@ async def _wire(
 def _checked_bank(settings: Settings) -> Bank:
     """The bank, after its base was found to be the one being served."""
     bank = Bank.open(settings.engine.bank)
-    cache = DigestCache(configuration.default_cache() / "digests.json")
-    bank.check_base(Checkpoint.open(settings.engine.base), cache)
+    cache = settings.engine.digest_cache
+    bank.check_base(Checkpoint.open(settings.engine.base), DigestCache(cache) if cache else None)
     return bank
 
 
 def _announce(host: str, grpc_port: int, http_port: int) -> None:
     """The one line on stdout that says the server takes requests."""
-    ready = {"ready": True, "grpc": f"{host}:{grpc_port}", "http": f"{host}:{http_port}"}
+    shown = f"[{host}]" if ":" in host else host
+    ready = {"ready": True, "grpc": f"{shown}:{grpc_port}", "http": f"{shown}:{http_port}"}
     sys.stdout.write(json.dumps(ready) + "\n")
     sys.stdout.flush()

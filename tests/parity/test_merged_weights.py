@@ -172,6 +172,14 @@ def test_tasks_are_unloaded_loaded_and_added_between_batches(world: World) -> No
     world.check([Mix.parse("added"), Mix.parse("added:-0.5+a")], prompts)
 
 
+def test_prompt_logprobs_of_the_base_beside_a_mix_that_changes_the_head(world: World) -> None:
+    prompt = prompt_of(20, seed=3)
+    alone = world.engine.prompt_logprobs([BASE_MIX], [prompt])
+    beside = world.engine.prompt_logprobs([BASE_MIX, Mix.parse("a")], [prompt, prompt_of(20, 4)])
+    torch.testing.assert_close(torch.tensor(beside), torch.tensor(alone), rtol=0.0, atol=1e-5)
+    assert len(alone) == len(prompt) - 1
+
+
 def make_adapter(base: Path, out: Path) -> Path:
     """A LoRA adapter whose second factor is not zero."""
     model = AutoModelForCausalLM.from_pretrained(base)

@@ -37,6 +37,7 @@ def test_a_task_that_changes_a_tensor_no_site_takes_is_refused(tmp_path: Path) -
     [
         ("use_mla", True, "latent attention"),
         ("speculative_config", object(), "speculative decoding"),
+        ("enforce_eager", False, "--enforce-eager"),
         ("tensor_parallel_size", 2, "one device"),
         ("pipeline_parallel_size", 2, "one device"),
     ],
@@ -47,6 +48,7 @@ def test_configurations_that_deltas_cannot_be_added_to_are_refused(
     settings = {
         "use_mla": False,
         "speculative_config": None,
+        "enforce_eager": True,
         "tensor_parallel_size": 1,
         "pipeline_parallel_size": 1,
     }
@@ -64,7 +66,9 @@ def test_an_untried_vllm_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def config_of(**settings: Any) -> SimpleNamespace:
     return SimpleNamespace(
-        model_config=SimpleNamespace(use_mla=settings["use_mla"]),
+        model_config=SimpleNamespace(
+            use_mla=settings["use_mla"], enforce_eager=settings["enforce_eager"]
+        ),
         speculative_config=settings["speculative_config"],
         parallel_config=SimpleNamespace(
             tensor_parallel_size=settings["tensor_parallel_size"],

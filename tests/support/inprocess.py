@@ -71,6 +71,23 @@ class InProcessEngine:
         )
         return [_answer(output) for output in outputs]
 
+    def prompt_logprobs(
+        self, mixes: Sequence[Mix], prompts: Sequence[Sequence[int]]
+    ) -> list[float]:
+        """Log-probabilities of the first prompt's tokens; the others only share its batch."""
+        asked = SamplingParams(temperature=0.0, max_tokens=2, prompt_logprobs=0)
+        others = SamplingParams(temperature=0.0, max_tokens=2)
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": list(prompt)} for prompt in prompts],
+            [asked, *([others] * (len(prompts) - 1))],
+            lora_request=[self._request(mix) for mix in mixes],
+            use_tqdm=False,
+        )
+        entries = outputs[0].prompt_logprobs
+        return [
+            entry[token].logprob for token, entry in zip(prompts[0][1:], entries[1:], strict=True)
+        ]
+
     def close(self) -> None:
         """Make room for the next engine of this process."""
         self._llm.llm_engine.engine_core.shutdown()

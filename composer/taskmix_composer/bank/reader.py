@@ -123,9 +123,14 @@ class Bank:
 
     def check_mix(self, mix: Mix) -> None:
         """Refuse a mix that names a task, plane, layer or tensor this bank does not have."""
+        for task in mix.tasks:
+            self.entry(task)
+        self.check_places(mix)
+
+    def check_places(self, mix: Mix) -> None:
+        """Refuse a mix that names a plane, layer or tensor that is not there."""
         layers = {layer_of(tensor) for tensor in self.base.tensors}
         for term in mix.terms:
-            self.entry(term.task)
             _check_term(term, layers, self.base.tensors)
 
 

@@ -11,6 +11,7 @@ from taskmix_composer.errors import InvalidMixError
 
 MAX_NAME_LENGTH = 64
 MAX_OVERRIDES = 4096
+MAX_NUMBER = float.fromhex("0x1.fffffep+127")  # the largest float32
 RESERVED_NAMES = frozenset({"base", "experiment"})
 Key = TypeVar("Key", int, str)
 
@@ -33,15 +34,18 @@ def check_name(name: str) -> str:
 
 
 def check_number(value: object, where: str) -> float:
-    """Return `value` as a finite float, with -0.0 as 0.0; `where` names it in the error."""
+    """Return `value` as a float within float32's range, with -0.0 as 0.0.
+
+    `where` names it in the error. Deltas are scaled in float32: more would become infinite there.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidMixError(f"{where} must be a number, got {value!r}")
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
-    if not math.isfinite(number):
-        raise InvalidMixError(f"{where} must be finite, got a value beyond float64")
+    if not abs(number) <= MAX_NUMBER:
+        raise InvalidMixError(f"{where} must be finite and within float32, got {value!r:.40}")
     return number + 0.0
 
 

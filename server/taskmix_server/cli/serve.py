@@ -8,7 +8,12 @@ from typing import Any
 import click
 
 from taskmix_server.engine.config import EngineConfig
-from taskmix_server.settings import Settings, default_state, prepare_engine_environment
+from taskmix_server.settings import (
+    Settings,
+    default_cache,
+    default_state,
+    prepare_engine_environment,
+)
 
 DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 
@@ -58,7 +63,13 @@ def serve(
 
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("taskmix_server").setLevel(logging.INFO)  # vLLM's app sets the root's level
-    config = EngineConfig(base, bank, kv_cache_memory_bytes=kv_cache_memory, **engine)
+    config = EngineConfig(
+        base,
+        bank,
+        kv_cache_memory_bytes=kv_cache_memory,
+        digest_cache=default_cache() / "digests.json",
+        **engine,
+    )
     run(Settings(config, state, host, grpc_port, http_port))
 
 

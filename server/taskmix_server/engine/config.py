@@ -3,13 +3,17 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+CONFIG_KEY = "taskmix"
+"""The key of vLLM's `additional_config` under which taskmix finds its own settings."""
+
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """What an operator chooses about the engine. None leaves vLLM's default.
 
     device: "auto", "cpu" or "cuda". dtype: "auto" is the base checkpoint's own dtype, float32
-    included. served_model_name: None is the base directory's name.
+    included. served_model_name: None is the base directory's name. digest_cache: a file that
+    spares hashing the base at every start.
     """
 
     base: Path
@@ -23,6 +27,7 @@ class EngineConfig:
     kv_cache_memory_bytes: int | None = None
     served_model_name: str | None = None
     seed: int = 0
+    digest_cache: Path | None = None
 
     @property
     def model_name(self) -> str:

@@ -15,6 +15,7 @@ from starlette.routing import Route
 from taskmix_server.engine.vllm.engine import VllmEngine
 from taskmix_server.rest.generation import GenerationRoute
 from taskmix_server.rest.status import json_error
+from taskmix_server.runtime.tasks import TaskState
 from taskmix_server.services.bank import BankService
 from taskmix_server.services.inference import InferenceService
 
@@ -34,7 +35,7 @@ def build_app(
 
     async def list_models(request: Request) -> Response:
         mixes = [described.record.name for described in await bank.list_mixes()]
-        tasks = [status.name for status in bank.list_tasks() if status.resident_bytes]
+        tasks = [status.name for status in bank.list_tasks() if status.state is TaskState.RESIDENT]
         names = dict.fromkeys([base_name, *mixes, *tasks])
         return JSONResponse(
             {"object": "list", "data": [_model_card(name, base_name, started_s) for name in names]}

@@ -15,7 +15,7 @@ from taskmix_composer.mix import Mix
 from taskmix_server.domain.generation import MAX_COMPLETIONS, ExperimentTarget, Target
 from taskmix_server.domain.variant import Variant
 from taskmix_server.engine.vllm.engine import VllmEngine
-from taskmix_server.errors import InvalidRequestError, ServingError
+from taskmix_server.errors import InternalError, InvalidRequestError, ServingError
 from taskmix_server.rest.models import RESOLVED, ResolvedModel
 from taskmix_server.rest.status import error_response, json_error
 from taskmix_server.services.inference import InferenceService, check_head
@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 MAX_BODY_BYTES = 16 * 2**20
 
 Body = dict[str, Any]
+EXPECTED = (ServingError, ComposerError)
 
 
 class GenerationRoute:
@@ -42,13 +43,16 @@ class GenerationRoute:
         request_id = uuid.uuid4().hex
         reply = Reply(send)
         try:
-            async with self._inference.counted("http"):
+            async with self._inference.counted("http") as outcome:
                 await self._serve(scope, receive, reply)
-        except (ServingError, ComposerError) as error:
-            await error_response(error)(scope, receive, reply)
-        except Exception:  # the process edge
+                if reply.status >= HTTPStatus.BAD_REQUEST:  # refused by vLLM's own app
+                    outcome.name = f"HTTP {reply.status}"
+        except Exception as error:  # the process edge
+            if isinstance(error, EXPECTED) and not isinstance(error, InternalError):
+                await error_response(error)(scope, receive, reply)
+                return
             logger.exception("request %s failed", request_id)
-            if reply.has_started:  # vLLM's app has answered and raised again for the log
+            if reply.status:  # vLLM's app has answered and raised again for the log
                 return
             message = f"internal error (request {request_id})"
             response = json_error(HTTPStatus.INTERNAL_SERVER_ERROR, "InternalError", message)
@@ -80,14 +84,15 @@ class GenerationRoute:
 
 
 class Reply:
-    """A `send` that knows whether a response was begun."""
+    """A `send` that knows the status that was sent; 0 before a response was begun."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self.has_started = False
+        self.status = 0
 
     async def __call__(self, message: Message) -> None:
-        self.has_started = True
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
         await self._send(message)
 
 
@@ -111,9 +116,13 @@ def _finite(text: str) -> float:
 
 def model_name(body: Body) -> str:
     """What the body names as `model`; empty if nothing."""
-    name = body.get("model") or ""
+    name = body.get("model")
+    if name is None:
+        return ""
     if not isinstance(name, str):
         raise InvalidRequestError("model must be a string: the base, a mix's name or a mix")
+    if any("\ud800" <= character <= "\udfff" for character in name):
+        raise InvalidRequestError("model must be text: it has half of a surrogate pair")
     return name
 
 

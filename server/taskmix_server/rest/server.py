@@ -69,6 +69,7 @@ def _listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen()  # callers who read the ready line may connect before uvicorn accepts
     except OSError as error:
         listener.close()
         raise FailedPreconditionError(

@@ -1,5 +1,7 @@
 """The gRPC server: our services, health and reflection."""
 
+import asyncio
+
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
@@ -13,6 +15,7 @@ from taskmix_server.services.bank import BankService
 from taskmix_server.services.inference import InferenceService
 
 MAX_MESSAGE_BYTES = 16 * 2**20
+HEALTH_POLL_S = 1.0
 
 SERVICES = (
     inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
@@ -27,6 +30,8 @@ class GrpcEdge:
         options = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.so_reuseport", 0)]
         self._server = grpc.aio.server(options=options)
         self._health = HealthServicer()
+        self._inference = inference
+        self._watch: asyncio.Task[None] | None = None
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(
             InferenceServicer(inference), self._server
         )
@@ -37,13 +42,15 @@ class GrpcEdge:
     async def start(self, host: str, port: int) -> int:
         """Listen; port 0 picks a free one. Returns the port."""
         try:
-            bound = self._server.add_insecure_port(f"{host}:{port}")
+            address = f"[{host}]" if ":" in host else host
+            bound = self._server.add_insecure_port(f"{address}:{port}")
         except RuntimeError as error:
             raise FailedPreconditionError(
                 f"cannot listen on {host}:{port} for gRPC; choose another --grpc-port or 0"
             ) from error
         await self._server.start()
         await self.set_serving(is_serving=True)
+        self._watch = asyncio.create_task(self._follow_engine())
         return bound
 
     async def set_serving(self, *, is_serving: bool) -> None:
@@ -52,6 +59,14 @@ class GrpcEdge:
         for name in ("", *SERVICES):
             await self._health.set(name, state.SERVING if is_serving else state.NOT_SERVING)
 
+    async def _follow_engine(self) -> None:
+        """Health checks fail once the engine has died."""
+        while self._inference.engine.is_healthy:  # noqa: ASYNC110 - vLLM has a flag, no event
+            await asyncio.sleep(HEALTH_POLL_S)
+        await self.set_serving(is_serving=False)
+
     async def stop(self, grace_s: float) -> None:
         """Close the port and wait for open calls, at most `grace_s`."""
+        if self._watch is not None:
+            self._watch.cancel()
         await self._server.stop(grace_s)

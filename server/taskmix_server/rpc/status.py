@@ -1,6 +1,7 @@
 """gRPC status of every error this server raises on purpose, and the one place that reports them."""
 
 import logging
+import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -47,6 +48,7 @@ async def reported(context: Context, request_id: str = "") -> AsyncIterator[None
     An error without a status is our bug: the caller gets INTERNAL with the request id, the log
     gets the rest.
     """
+    request_id = request_id or uuid.uuid4().hex
     try:
         yield
     except (serving.ServingError, composer.ComposerError) as error:

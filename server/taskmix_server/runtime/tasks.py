@@ -9,13 +9,17 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from pathlib import Path
 
-from taskmix_composer.bank.reader import Bank
-from taskmix_composer.errors import UnknownTaskError
+from taskmix_composer.bank import Bank
+from taskmix_composer.bank.manifest import EntryRecord
+from taskmix_composer.checkpoint import HEAD
+from taskmix_composer.errors import BaseMismatchError, UnknownTaskError
 from taskmix_composer.mix import Mix
 from taskmix_server.engine.base import Engine
 from taskmix_server.errors import NotFoundError
+from taskmix_server.runtime.changes import Changes
 
 
 class TaskState(Enum):
@@ -42,8 +46,9 @@ class TaskStatus:
 
 @dataclass(slots=True)
 class _Held:
-    """Content in the engine: its bytes there and the requests in flight that use it."""
+    """Content in the engine, as the bank had it, and the requests in flight that use it."""
 
+    entry: EntryRecord
     num_bytes: int
     references: int = 0
 
@@ -53,7 +58,10 @@ Retire = Callable[[str], Awaitable[None]]
 
 
 class TaskRegistry:
-    """Loads and unloads tasks, and counts the requests that hold them. One event loop only."""
+    """Loads and unloads tasks, and counts the requests that hold them. One event loop only.
+
+    `bank` is the bank as it was read last.
+    """
 
     def __init__(self, bank_path: Path, bank: Bank, engine: Engine) -> None:
         self.bank = bank
@@ -62,32 +70,20 @@ class TaskRegistry:
         self._current: dict[str, str] = {}  # task name -> digest that new requests get
         self._held: dict[str, _Held] = {}  # by digest
         self._loading: set[str] = set()
-        self._changes = asyncio.Lock()
-        self._retirements: set[asyncio.Task[None]] = set()
+        self._changes = Changes()
         self.before_retire: Retire | None = None
 
     async def load(self, name: str) -> TaskStatus:
         """Make the task of the bank directory, as it is now, what `name` means.
 
-        Raises NotFoundError if the bank has no such task.
+        Raises UnknownTaskError if the bank has no such task, BaseMismatchError if the directory
+        now holds a bank of another base.
         """
-        async with self._changes:
-            bank = await asyncio.to_thread(Bank.open, self._bank_path)
-            digest = bank.entry(name).digest
-            if self._current.get(name) != digest:
-                await self._move(name, digest)
-            self.bank = bank
-        return self.status(name)
+        return await self._changes.run(lambda: self._load(name))
 
     async def unload(self, name: str) -> TaskStatus:
         """Refuse new requests for a task and let it go when the last one in flight ends."""
-        async with self._changes:
-            digest = self._current.pop(name, None)
-            if digest is None and name not in self.bank.entries:
-                raise UnknownTaskError(f"the bank has no task {name!r}")
-            if digest is not None:
-                await self._retire_unused(digest)
-        return self.status(name, digest)
+        return await self._changes.run(lambda: self._unload(name))
 
     def digests(self, mix: Mix) -> Mapping[str, str]:
         """The content that each task of a mix means now; NotFoundError if one is not loaded."""
@@ -111,19 +107,26 @@ class TaskRegistry:
             held = self._held[digest]
             held.references -= 1
             if held.references == 0 and digest not in self._current.values():
-                task = asyncio.create_task(self._retire_later(digest))
-                self._retirements.add(task)
-                task.add_done_callback(self._retirements.discard)
+                self._changes.start(partial(self._retire_unused, digest))
+
+    def changes_head(self, digest: str) -> bool:
+        """Whether held content changes the output head, or the embedding that is tied to it."""
+        stored = {name: group[0] for group in self.bank.base.tie_groups for name in group}
+        return stored.get(HEAD, HEAD) in self._held[digest].entry.tensors
 
     def statuses(self) -> list[TaskStatus]:
         """Every task of the bank, and loaded ones that have left it, by name."""
         return [self.status(name) for name in sorted({*self.bank.entries, *self._current})]
 
-    def status(self, name: str, unloaded_digest: str | None = None) -> TaskStatus:
-        """One task as it is now."""
-        entry = self.bank.entries.get(name)
-        digest = self._current.get(name) or unloaded_digest or (entry.digest if entry else "")
+    def status(self, name: str, digest: str | None = None) -> TaskStatus:
+        """One task as it is now; `digest` where the name no longer means its content."""
+        stored = self.bank.entries.get(name)
+        digest = digest or self._current.get(name) or (stored.digest if stored else "")
+        is_current = self._current.get(name) == digest
         held = self._held.get(digest)
+        if not is_current and digest in self._current.values():
+            held = None  # equal content under another name
+        entry = held.entry if held else stored
         return TaskStatus(
             name=name,
             scheme=entry.scheme if entry else "",
@@ -151,27 +154,44 @@ class TaskRegistry:
             return TaskState.RESIDENT
         return TaskState.UNLOADING if held is not None else TaskState.ON_DISK
 
-    async def _move(self, name: str, digest: str) -> None:
-        self._loading.add(name)
-        try:
-            num_bytes = await self._engine.load_task(name, digest)
-        finally:
-            self._loading.discard(name)
-        self._held.setdefault(digest, _Held(num_bytes))
+    async def _load(self, name: str) -> TaskStatus:
+        bank = await asyncio.to_thread(Bank.open, self._bank_path)
+        if bank.base != self.bank.base:
+            raise BaseMismatchError(
+                f"{self._bank_path} now holds a bank of another base; restart the server with "
+                "that base, or put the bank back"
+            )
+        entry = bank.entry(name)
         previous = self._current.get(name)
-        self._current[name] = digest
+        if previous != entry.digest:
+            num_bytes = await self._load_content(name, entry.digest)
+            self._held.setdefault(entry.digest, _Held(entry, num_bytes))
+            self._current[name] = entry.digest
+        self.bank = bank
         if previous is not None:
             await self._retire_unused(previous)
+        return self.status(name)
 
-    async def _retire_later(self, digest: str) -> None:
-        async with self._changes:
+    async def _load_content(self, name: str, digest: str) -> int:
+        self._loading.add(name)
+        try:
+            return await self._engine.load_task(name, digest)
+        finally:
+            self._loading.discard(name)
+
+    async def _unload(self, name: str) -> TaskStatus:
+        digest = self._current.pop(name, None)
+        if digest is None and name not in self.bank.entries:
+            raise UnknownTaskError(f"the bank has no task {name!r}")
+        if digest is not None:
             await self._retire_unused(digest)
+        return self.status(name, digest)
 
     async def _retire_unused(self, digest: str) -> None:
         held = self._held.get(digest)
         if held is None or held.references or digest in self._current.values():
             return
-        del self._held[digest]
         if self.before_retire is not None:
             await self.before_retire(digest)
         await self._engine.unload_task(digest)
+        del self._held[digest]

@@ -1,15 +1,14 @@
 """Mixes made ready in the engine: resolved, registered once, kept while used, bounded."""
 
-import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from taskmix_composer.bank.reader import Bank
 from taskmix_composer.mix import Mix
 from taskmix_server.domain.variant import Variant
 from taskmix_server.engine.base import Engine
+from taskmix_server.runtime.changes import Changes
 from taskmix_server.runtime.tasks import TaskRegistry
 
 
@@ -29,7 +28,7 @@ class VariantCache:
         self._engine = engine
         self._max_variants = max_variants
         self._ready: OrderedDict[str, _Ready] = OrderedDict()  # by digest
-        self._changes = asyncio.Lock()
+        self._changes = Changes()
         tasks.before_retire = self._forget_users_of
 
     @asynccontextmanager
@@ -54,32 +53,30 @@ class VariantCache:
         """Bind a mix to the content its tasks mean now."""
         bank = self._tasks.bank
         digests = self._tasks.digests(mix)
-        bank.check_mix(mix)
+        bank.check_places(mix)
         return Variant(
             mix=mix,
             digest=mix.digest(digests),
             entries=digests,
             bank_revision=bank.revision,
-            changes_head=any(changes_head(bank, task) for task in mix.tasks),
+            changes_head=any(map(self._tasks.changes_head, digests.values())),
         )
 
     def __len__(self) -> int:
         return len(self._ready)
 
     async def _prepare(self, variant: Variant) -> _Ready:
-        ready = self._ready.get(variant.digest)
-        if ready is None:
-            async with self._changes:
-                ready = self._ready.get(variant.digest) or await self._register(variant)
+        while (ready := self._ready.get(variant.digest)) is None:
+            await self._changes.run(lambda: self._register(variant))
         self._ready.move_to_end(variant.digest)
         ready.num_users += 1
         return ready
 
-    async def _register(self, variant: Variant) -> _Ready:
-        await self._engine.register_variant(variant)
-        self._ready[variant.digest] = ready = _Ready(variant)
-        await self._forget(self._surplus())
-        return ready
+    async def _register(self, variant: Variant) -> None:
+        if variant.digest not in self._ready:
+            await self._engine.register_variant(variant)
+            self._ready[variant.digest] = _Ready(variant)
+            await self._forget(self._surplus())
 
     def _surplus(self) -> list[str]:
         """The least recently used idle variants over the limit, never the newest one."""
@@ -88,24 +85,15 @@ class VariantCache:
         return idle[: max(0, len(self._ready) - self._max_variants)]
 
     async def _forget_users_of(self, entry_digest: str) -> None:
-        async with self._changes:
-            await self._forget(
-                [
-                    digest
-                    for digest, ready in self._ready.items()
-                    if entry_digest in ready.variant.entries.values()
-                ]
-            )
+        users = [
+            digest
+            for digest, ready in self._ready.items()
+            if entry_digest in ready.variant.entries.values()
+        ]
+        await self._changes.run(lambda: self._forget(users))
 
     async def _forget(self, digests: list[str]) -> None:
         """Take variants out before the first wait, so that nobody leases one on its way out."""
-        leaving = [self._ready.pop(digest).variant for digest in digests]
+        leaving = [self._ready.pop(digest).variant for digest in digests if digest in self._ready]
         for variant in leaving:
             await self._engine.forget_variant(variant)
-
-
-def changes_head(bank: Bank, task: str) -> bool:
-    """Whether a task changes the output head, or the embedding that is tied to it."""
-    stored = {name: group[0] for group in bank.base.tie_groups for name in group}
-    head = "lm_head.weight"
-    return stored.get(head, head) in bank.entry(task).tensors

@@ -55,6 +55,13 @@ class ServerState:
             await asyncio.wait_for(self._idle.wait(), grace_s)
 
 
+@dataclass(slots=True)
+class Outcome:
+    """How a request ended: `ok`, an error's name, or a status."""
+
+    name: str = "ok"
+
+
 @dataclass(frozen=True, slots=True)
 class InferenceService:
     """Answers generation requests; both edges lease their variants here."""
@@ -124,17 +131,17 @@ class InferenceService:
             yield variant, arm
 
     @asynccontextmanager
-    async def counted(self, edge: str) -> AsyncIterator[None]:
-        """Count a request of an edge by its outcome."""
-        outcome = "ok"
+    async def counted(self, edge: str) -> AsyncIterator["Outcome"]:
+        """Count a request of an edge by its outcome, which the block may name."""
+        outcome = Outcome()
         try:
             with self.state.in_flight():
-                yield
+                yield outcome
         except BaseException as error:
-            outcome = type(error).__name__
+            outcome.name = type(error).__name__
             raise
         finally:
-            self.metrics.requests.labels(edge, outcome).inc()
+            self.metrics.requests.labels(edge, outcome.name).inc()
 
     async def find(self, model: str, base_name: str) -> Target:
         """What an OpenAI `model` name means: base, registered mix, experiment, or expression."""

@@ -31,7 +31,6 @@ from vllm.v1.worker.lora_model_runner_mixin import LoRAModelRunnerMixin
 from taskmix_server.errors import EngineIncompatibleError
 
 __all__ = [
-    "CONFIG_KEY",
     "SUPPORTED_MINOR",
     "ColumnParallelLinear",
     "LinearBase",
@@ -50,9 +49,6 @@ __all__ = [
 ]
 
 SUPPORTED_MINOR = "0.32"
-
-CONFIG_KEY = "taskmix"
-"""The key of vLLM's `additional_config` under which taskmix finds its own settings."""
 
 _EXPECTED_PARAMETERS: tuple[tuple[Callable[..., Any], tuple[str, ...]], ...] = (
     (LoRAModelRunnerMixin.load_lora_model, ("self", "model", "vllm_config", "device")),

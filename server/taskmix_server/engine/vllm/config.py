@@ -11,7 +11,7 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from taskmix_composer.checkpoint import Checkpoint
-from taskmix_server.engine.config import EngineConfig
+from taskmix_server.engine.config import CONFIG_KEY, EngineConfig
 from taskmix_server.engine.vllm import compat
 from taskmix_server.errors import FailedPreconditionError, UnsupportedModelError
 
@@ -49,7 +49,7 @@ def engine_options(config: EngineConfig) -> dict[str, Any]:
         "scheduling_policy": "priority",
         "seed": config.seed,
         "worker_extension_cls": WORKER_EXTENSION,
-        "additional_config": {compat.CONFIG_KEY: {"bank": str(config.bank)}},
+        "additional_config": {CONFIG_KEY: _worker_settings(config)},
         **{name: value for name, value in optional.items() if value is not None},
     }
 
@@ -61,10 +61,20 @@ def server_config(config: EngineConfig) -> tuple[Namespace, Any]:
         setattr(arguments, name, value)
     arguments.disable_fastapi_docs = True
     engine_arguments = AsyncEngineArgs.from_cli_args(arguments)
-    vllm_config = engine_arguments.create_engine_config(UsageContext.OPENAI_API_SERVER)
+    try:
+        vllm_config = engine_arguments.create_engine_config(UsageContext.OPENAI_API_SERVER)
+    except ValueError as error:
+        raise FailedPreconditionError(f"vLLM cannot serve {config.base} so: {error}") from error
     compat.check()
     check_config(vllm_config)
     return arguments, vllm_config
+
+
+def _worker_settings(config: EngineConfig) -> dict[str, str]:
+    settings = {"bank": str(config.bank)}
+    if config.digest_cache is not None:
+        settings["digest_cache"] = str(config.digest_cache)
+    return settings
 
 
 def checkpoint_dtype(base: Path) -> str:
@@ -91,6 +101,10 @@ def check_config(vllm_config: Any) -> None:
         raise UnsupportedModelError(
             "multi-head latent attention folds kv_b_proj into the attention kernel, past the "
             "place where deltas are added; taskmix serves dense Llama- and Qwen-style models"
+        )
+    if not vllm_config.model_config.enforce_eager:
+        raise UnsupportedModelError(
+            "captured graphs would replay without the deltas; start with --enforce-eager"
         )
     if vllm_config.speculative_config is not None:
         raise UnsupportedModelError(

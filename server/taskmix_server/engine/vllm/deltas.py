@@ -111,7 +111,7 @@ class TaskLoader:
                 weights.append(self._read(bank, name, f"{part.name}.weight")[1])
                 segments.append(self._segment(part, "weight"))
         biases = tuple(
-            (self._segment(part, "bias"), self._read(bank, name, f"{part.name}.bias")[1].float())
+            (self._segment(part, "bias"), self._read(bank, name, f"{part.name}.bias")[1])
             for part in site.parts
             if f"{part.name}.bias" in tensors
         )
@@ -137,7 +137,8 @@ class TaskLoader:
     def _read(self, bank: Bank, name: str, tensor: str) -> tuple[Tensor | None, Tensor]:
         rows, dense = decode_rows(bank.read(name, tensor))
         moved = None if rows is None else rows.to(self.device, torch.int64)
-        return moved, dense.to(self.device, self.dtype, copy=True)  # never the file's own pages
+        dtype = self.dtype if dense.dim() > 1 else torch.float32  # norms and biases stay exact
+        return moved, dense.to(self.device, dtype, copy=True)  # never the file's own pages
 
 
 def _distinct_bytes(deltas: Iterable[SiteDelta]) -> int:

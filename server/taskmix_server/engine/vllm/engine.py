@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
+from jinja2 import TemplateError
 from vllm import SamplingParams
 from vllm.exceptions import QueueOverflowError, VLLMClientError
 from vllm.inputs import TokensPrompt
@@ -65,10 +66,13 @@ class VllmEngine:
     async def register_variant(self, variant: Variant) -> None:
         if variant.is_base or variant.digest in self._requests:
             return
-        path = f"mix:{variant.digest}"
+        # A number of its own, lest keys and values of an earlier registration be reused: its last
+        # aborted rows may have run without their tasks.
+        identity = next(self._ids)
+        path = f"mix:{variant.digest}:{identity}"
         entries = dict(variant.entries)
         await self._ask("taskmix_register", path, variant.mix.canonical_json(), entries)
-        self._requests[variant.digest] = compat.LoRARequest(path, next(self._ids), path)
+        self._requests[variant.digest] = compat.LoRARequest(path, identity, path)
 
     async def forget_variant(self, variant: Variant) -> None:
         request = self._requests.pop(variant.digest, None)
@@ -89,8 +93,10 @@ class VllmEngine:
     ) -> AsyncGenerator[EngineChunk]:
         """Run a request; closing the iterator aborts it in the engine."""
         try:
+            form = await asyncio.to_thread(self._form, prompt)
+            (rendered,) = await self.client.renderer.render_cmpl_async([form])
             outputs = self.client.generate(
-                self._engine_prompt(prompt),
+                rendered,
                 sampling_params(sampling),
                 request_id,
                 lora_request=self.lora_request(variant),
@@ -99,7 +105,7 @@ class VllmEngine:
             async with aclosing(outputs):
                 async for output in outputs:
                     yield to_chunk(output)
-        except VLLMClientError as error:
+        except (VLLMClientError, TemplateError) as error:
             raise errors.InvalidRequestError(str(error)) from error
         except ValueError as error:  # vLLM's checks of lengths and options
             raise errors.InvalidRequestError(str(error)) from error
@@ -121,7 +127,8 @@ class VllmEngine:
     async def close(self) -> None:
         await asyncio.to_thread(self.client.shutdown, timeout=SHUTDOWN_S)
 
-    def _engine_prompt(self, prompt: Prompt) -> Any:
+    def _form(self, prompt: Prompt) -> Any:
+        """The prompt in the form that vLLM's renderer takes."""
         if isinstance(prompt, str):
             return {"prompt": prompt}
         if prompt and isinstance(prompt[0], ChatMessage):

@@ -1,7 +1,8 @@
 """The compute seam: each module's own result plus the deltas of the rows that asked for them.
 
-Sums are taken in float32 and rounded once to the module's dtype. Rows without a task keep
-vLLM's own result bit for bit.
+A task's product is computed in the module's dtype; products are scaled and added to the base's
+result in float32, and the sum is rounded once. Rows without a task keep vLLM's own result bit for
+bit.
 """
 
 from collections.abc import Callable
@@ -21,6 +22,23 @@ class CurrentStep:
 
     def __init__(self) -> None:
         self.step: Step = IDLE
+        self._has_sampled = False
+
+    def begin(self, step: Step) -> None:
+        """The next forward pass runs this step."""
+        self.step = step
+        self._has_sampled = False
+
+    def plan_for_head(self) -> RowPlan:
+        """The plan of the head's next call.
+
+        Its first call in a step takes the rows to sample. Further calls compute log-probabilities
+        of prompts, whose rows belong to no plan: the edges admit those requests only under mixes
+        that leave the head alone.
+        """
+        plan = IDLE.samples if self._has_sampled else self.step.samples
+        self._has_sampled = True
+        return plan
 
 
 class MixedMethod:
@@ -38,8 +56,7 @@ class MixedMethod:
     def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Linear and head: x [rows, inputs] -> [rows, outputs]."""
         out: Tensor = self._inner.apply(layer, x, bias)
-        step = self._current.step
-        plan = step.samples if self._is_head else step.tokens
+        plan = self._current.plan_for_head() if self._is_head else self._current.step.tokens
         uses = uses_of(self._site_name, plan)
         if not uses:
             return out
@@ -139,7 +156,7 @@ def mixed_norm(site: Site, current: CurrentStep) -> Callable[..., Any]:
         for use, delta in uses:
             assert delta.weight is not None, "a norm delta has a weight"
             coefficients = use.coefficients[delta.segments[0].column]
-            add_rows(weights, coefficients[:, None] * delta.weight.float(), use.rows)
+            add_rows(weights, coefficients[:, None] * delta.weight, use.rows)
         mixed = normalized * select_rows(weights, plan.rows)[:, None, :]
         out = (result if residual is None else result[0]).view(grouped)
         put_rows(out, mixed.to(out.dtype), plan.rows)

@@ -13,37 +13,48 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taskmix_composer.bank.reader import Bank
+from taskmix_composer.bank import Bank
+from taskmix_composer.checkpoint import Checkpoint
+from taskmix_composer.errors import BaseMismatchError
+from taskmix_composer.identity import DigestCache
 from taskmix_composer.mix import Mix
 from taskmix_server.engine.vllm import compat
 from taskmix_server.engine.vllm.config import check_config
 from taskmix_server.engine.vllm.deltas import ResidentTask, TaskLoader, TensorTable
 from taskmix_server.engine.vllm.layers import CurrentStep, wrap
 from taskmix_server.engine.vllm.sites import find_sites
-from taskmix_server.engine.vllm.steps import IDLE, ResidentVariant, plan_step
+from taskmix_server.engine.vllm.steps import IDLE, NO_TASKS, ResidentVariant, plan_step
 from taskmix_server.errors import FailedPreconditionError
 
 
 class MixManager:
     """Loaded tasks and registered mixes of one worker, and the step that its layers read."""
 
-    def __init__(self, bank_path: Path, loader: TaskLoader, current: CurrentStep) -> None:
-        self._bank_path = bank_path
+    def __init__(self, bank: Bank, loader: TaskLoader, current: CurrentStep) -> None:
+        self._bank = bank
         self._loader = loader
         self._current = current
         self._tasks: dict[str, ResidentTask] = {}  # by content digest
         self._variants: dict[str, ResidentVariant] = {}  # by the path of their LoRA request
-        self._dummies: set[str] = set()  # paths of vLLM's profiling runs
-        self._last: tuple[Any, ...] = ()
+        self._step = IDLE
+        self._last: tuple[Any, ...] = ()  # what `_step` was planned from
 
     @classmethod
     def attach(
         cls, model: nn.Module, vllm_config: Any, device: torch.device, settings: Mapping[str, Any]
     ) -> "MixManager":
-        """Wrap the model's layers. `settings`: `{"bank": DIR}` of vLLM's `additional_config`."""
+        """Wrap the model's layers.
+
+        `settings` is the `taskmix` part of vLLM's `additional_config`: `bank`, a directory, and
+        optionally `digest_cache`, a file that spares hashing the base again.
+        """
         check_config(vllm_config)
-        bank_path = Path(settings["bank"])
-        bank = Bank.open(bank_path)
+        bank = Bank.open(Path(settings["bank"]))
+        cache = settings.get("digest_cache")
+        bank.check_base(
+            Checkpoint.open(Path(vllm_config.model_config.model)),
+            DigestCache(Path(cache)) if cache else None,
+        )
         tied_head = bool(getattr(vllm_config.model_config.hf_config, "tie_word_embeddings", False))
         sites = find_sites(model, tied_head=tied_head)
         current = CurrentStep()
@@ -51,7 +62,7 @@ class MixManager:
             wrap(site, current)
         table = TensorTable.of(bank.base.tensors)
         loader = TaskLoader(sites, table, vllm_config.model_config.dtype, device)
-        return cls(bank_path, loader, current)
+        return cls(bank, loader, current)
 
     # What taskmix asks of a worker
 
@@ -61,9 +72,8 @@ class MixManager:
         Raises FailedPreconditionError if the bank no longer holds that content.
         """
         if digest not in self._tasks:
-            bank = Bank.open(self._bank_path)
-            found = bank.entry(name).digest
-            if found != digest:
+            bank = self._reopened()
+            if bank.entry(name).digest != digest:
                 raise FailedPreconditionError(
                     f"task {name!r} changed in the bank while it was being loaded; load it again"
                 )
@@ -73,7 +83,8 @@ class MixManager:
     def unload_task(self, digest: str) -> None:
         """Let go of a task's deltas; mixes that name it must have been forgotten before."""
         self._tasks.pop(digest, None)
-        self._current.step, self._last = IDLE, ()  # the last step's plan holds them too
+        self._step, self._last = IDLE, ()  # the last step's plan held them too
+        self._current.begin(IDLE)
 
     def register(self, path: str, mix: Mix, digests: Mapping[str, str]) -> None:
         """Make a mix servable under a LoRA path; `digests` says which content each task means.
@@ -99,11 +110,15 @@ class MixManager:
     # What vLLM's model runners ask of a LoRA manager
 
     def add_adapter(self, request: compat.LoRARequest) -> bool:
-        """Under plain `vllm serve` a path is a MIX; its tasks are loaded here, on first use."""
+        """Under plain `vllm serve` a path is a MIX; its tasks are loaded here, on first use.
+
+        What a path means stays as it is until the process ends, whatever the bank does.
+        """
         if request.lora_path in self._variants:
             return False
         mix = Mix.parse(request.lora_path)
-        bank = Bank.open(self._bank_path)
+        bank = self._reopened()
+        bank.check_mix(mix)
         digests = {task: bank.entry(task).digest for task in mix.tasks}
         for task, digest in digests.items():
             self.load_task(task, digest)
@@ -113,18 +128,20 @@ class MixManager:
     def set_active_adapters(
         self, requests: set[compat.LoRARequest], mapping: compat.LoRAMapping
     ) -> None:
-        """Plan the next forward pass. Steps that repeat the last batch's rows reuse its plan."""
+        """Plan the next forward pass. Steps that repeat the last batch's rows reuse its plan.
+
+        A path that is not registered is a profiling run's, or a mix that was forgotten while its
+        aborted requests were on their way out: nobody waits for those rows.
+        """
         variants = {
-            request.lora_int_id: self._variants[request.lora_path]
+            request.lora_int_id: self._variants.get(request.lora_path, NO_TASKS)
             for request in requests
-            if request.lora_path not in self._dummies
         }
         key = (mapping.index_mapping, mapping.prompt_mapping, variants)
-        if not variants:
-            self._current.step = IDLE
-        elif key != self._last:
-            self._current.step = plan_step(*key, self._loader.device)
+        if key != self._last:
+            self._step = plan_step(*key, self._loader.device)
         self._last = key
+        self._current.begin(self._step)
 
     @contextmanager
     def dummy_lora_cache(self) -> Iterator[None]:
@@ -132,7 +149,6 @@ class MixManager:
         yield
 
     def add_dummy_lora(self, request: compat.LoRARequest, rank: int) -> bool:
-        self._dummies.add(request.lora_path)
         return True
 
     def get_dummy_lora_warmup_rank(self, default_rank: int) -> int:
@@ -142,8 +158,7 @@ class MixManager:
         return False
 
     def remove_all_adapters(self) -> None:
-        """Called after profiling, when only its dummies are there to remove."""
-        self._dummies.clear()
+        """Called after profiling, when there is nothing of ours to remove."""
 
     def pin_adapter(self, adapter_id: int) -> bool:
         return True
@@ -153,3 +168,13 @@ class MixManager:
 
     def supports_tower_connector_lora(self) -> bool:
         return False
+
+    def _reopened(self) -> Bank:
+        """The bank as its directory is now, still of the base that is being served."""
+        bank = Bank.open(self._bank.path)
+        if bank.base != self._bank.base:
+            raise BaseMismatchError(
+                f"{bank.path} now holds a bank of another base; restart with that base, or put "
+                "the bank back"
+            )
+        return bank

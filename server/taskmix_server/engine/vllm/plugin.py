@@ -6,6 +6,9 @@ vLLM calls `register` in every process, more than once. Without a `taskmix` key 
 
 from typing import TYPE_CHECKING, Any
 
+from taskmix_server.engine.config import CONFIG_KEY
+from taskmix_server.engine.vllm.process import guard_engine_process
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -13,22 +16,23 @@ if TYPE_CHECKING:
 
 def register() -> None:
     """Make vLLM's model runners ask `MixManager` for their adapters."""
-    from taskmix_server.engine.vllm import compat
-    from taskmix_server.engine.vllm.process import guard_engine_process
-
+    try:
+        from vllm.v1.worker.lora_model_runner_mixin import LoRAModelRunnerMixin as Mixin
+    except ImportError:
+        return  # not a vLLM that taskmix knows: leave it alone
     guard_engine_process()
-    mixin = compat.LoRAModelRunnerMixin
-    stock = mixin.load_lora_model
+    stock = Mixin.load_lora_model
     if getattr(stock, "is_taskmix", False):
         return
 
     def load_lora_model(
         self: Any, model: "nn.Module", vllm_config: Any, device: "torch.device"
     ) -> "nn.Module":
-        settings = (vllm_config.additional_config or {}).get(compat.CONFIG_KEY)
+        settings = (vllm_config.additional_config or {}).get(CONFIG_KEY)
         if settings is None:
             loaded: nn.Module = stock(self, model, vllm_config, device)
             return loaded
+        from taskmix_server.engine.vllm import compat
         from taskmix_server.engine.vllm.manager import MixManager
 
         compat.check()
@@ -36,4 +40,4 @@ def register() -> None:
         return model
 
     load_lora_model.is_taskmix = True  # type: ignore[attr-defined]
-    mixin.load_lora_model = load_lora_model
+    Mixin.load_lora_model = load_lora_model

@@ -21,12 +21,12 @@ def guard_engine_process() -> None:
     A signal to the terminal's process group (Ctrl-C, a service manager) must reach only the
     front, which drains; and a front that was killed must not leave its engine behind.
     """
-    if multiprocessing.parent_process() is None or _MARK not in os.environ:
+    parent = multiprocessing.parent_process()
+    if parent is None or parent.pid is None or _MARK not in os.environ:
         return
     if os.getpgid(0) != os.getpid():
         os.setpgid(0, 0)
-    parent_id = os.getppid()
-    watcher = threading.Thread(target=_exit_with, args=(parent_id,), daemon=True)
+    watcher = threading.Thread(target=_exit_with, args=(parent.pid,), daemon=True)
     watcher.start()
 
 

@@ -20,6 +20,10 @@ class ResidentVariant:
     tasks: tuple[tuple[ResidentTask, Tensor], ...]  # (task, float32 [num_tensors])
 
 
+NO_TASKS = ResidentVariant(())
+"""A variant that adds nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class TaskUse:
     """The rows of a batch that one task contributes to.
@@ -64,7 +68,7 @@ def plan_step(
     device: torch.device,
 ) -> Step:
     """Plan a step from the variant id of each token and each sample (0 or less: base only)."""
-    if not variants:
+    if not any(variant.tasks for variant in variants.values()):
         return IDLE
     return Step(
         tokens=plan_rows(np.asarray(token_ids), variants, device),

@@ -7,6 +7,8 @@ flattened to text on its way and logged as a failure of the engine.
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+import torch
+
 from taskmix_composer.errors import ComposerError
 from taskmix_composer.mix import Mix
 from taskmix_server.engine.vllm.manager import MixManager
@@ -48,5 +50,5 @@ def _reply(call: Callable[[], Any]) -> Reply:
         return {"value": call()}
     except (ComposerError, ServingError) as error:
         return {"error": type(error).__name__, "message": str(error)}
-    except MemoryError as error:
+    except (MemoryError, torch.OutOfMemoryError) as error:
         return {"error": "ResourceExhaustedError", "message": f"out of memory: {error}"}
