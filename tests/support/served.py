@@ -11,13 +11,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 TASKMIX = (sys.executable, "-m", "taskmix_server")
 START_S = 240.0
 STOP_S = 60.0
 
 FLAGS = (
     *("--block-size", "32"),
-    *("--max-model-len", "1024"),
+    *("--max-model-len", "512"),
     *("--max-num-seqs", "16"),
     *("--kv-cache-memory", str(64 * 2**20)),
     *("--grpc-port", "0"),
@@ -41,6 +43,18 @@ class Served:
             os.killpg(self.process.pid, number)
         else:
             self.process.send_signal(number)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Stop the engine's processes for the block: what is in flight then stays in flight."""
+        engine = psutil.Process(self.process.pid).children(recursive=True)
+        for process in engine:
+            process.suspend()
+        try:
+            yield
+        finally:
+            for process in engine:
+                process.resume()
 
     def exit_code(self) -> int:
         """Wait for the end of the server."""

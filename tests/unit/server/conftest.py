@@ -1,0 +1,61 @@
+"""The runtime and the services over a small bank and a fake engine."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import prometheus_client
+import pytest
+
+from taskmix_composer.bank.reader import Bank
+from taskmix_composer.build import build_bank
+from taskmix_composer.config import Scheme
+from taskmix_server.runtime.mixes import NamedMixStore
+from taskmix_server.runtime.tasks import TaskRegistry
+from taskmix_server.runtime.variants import VariantCache
+from taskmix_server.services.bank import BankService
+from taskmix_server.services.inference import InferenceService, ServerState
+from taskmix_server.telemetry.metrics import Metrics
+from tests.unit.composer.models import EMBEDDING, make_weights, save_model, tuned
+from tests.unit.server.fakes import FakeEngine
+
+MAX_VARIANTS = 3
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A server without edges. Tasks `head` (it changes the tied head) and `body` are loaded, `late`
+    is not."""
+
+    base: Path
+    bank: Path
+    engine: FakeEngine
+    tasks: TaskRegistry
+    variants: VariantCache
+    inference: InferenceService
+    admin: BankService
+
+
+@pytest.fixture
+async def parts(tmp_path: Path) -> AsyncIterator[Parts]:
+    weights = make_weights()
+    base = save_model(tmp_path / "base", weights)
+    head = save_model(tmp_path / "head", tuned(weights, seed=1))
+    for seed, name in enumerate(("body", "late"), start=2):
+        unchanged = {EMBEDDING: weights[EMBEDDING]}
+        save_model(tmp_path / name, {**tuned(weights, seed=seed), **unchanged})
+    path = tmp_path / "bank"
+    sources = {"head": head, "body": tmp_path / "body", "late": tmp_path / "late"}
+    build_bank(base, sources, Scheme("dense"), path)
+    engine = FakeEngine()
+    tasks = TaskRegistry(path, Bank.open(path), engine)
+    variants = VariantCache(tasks, engine, MAX_VARIANTS)
+    for name in ("head", "body"):
+        await tasks.load(name)
+    engine.log.clear()
+    mixes = NamedMixStore.at(tmp_path / "state")
+    metrics = Metrics(prometheus_client.CollectorRegistry())
+    inference = InferenceService(engine, variants, mixes, metrics, ServerState())
+    admin = BankService(tasks, variants, mixes)
+    yield Parts(base, path, engine, tasks, variants, inference, admin)
+    mixes.close()

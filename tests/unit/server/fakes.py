@@ -1,0 +1,89 @@
+"""An engine that keeps notes instead of running tokens."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+from taskmix_server.domain.generation import Completion, FinishReason, Prompt, SamplingOptions
+from taskmix_server.domain.variant import Variant
+from taskmix_server.engine.base import EngineChunk, EngineLoad
+
+
+class FakeEngine:
+    """Holds what it is told to hold and fails where a real engine would lose a request.
+
+    Calls of a verb in `blocked` (load, unload, register, forget) wait for `gate`; `seen` tells when
+    the first of a verb has come, and by "end" when a request has ended. `failure` is raised by
+    loads and by generation.
+    """
+
+    def __init__(self) -> None:
+        self.tasks: set[str] = set()
+        self.variants: dict[str, Variant] = {}
+        self.log: list[tuple[str, str]] = []
+        self.seen: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self.blocked: set[str] = set()
+        self.gate = asyncio.Event()
+        self.is_healthy = True
+        self.num_generating = 0
+        self.failure: Exception | None = None
+
+    async def load_task(self, name: str, digest: str) -> int:
+        await self._note("load", name)
+        if self.failure is not None:
+            raise self.failure
+        self.tasks.add(digest)
+        return 100
+
+    async def unload_task(self, digest: str) -> None:
+        await self._note("unload", digest)
+        assert not any(digest in variant.entries.values() for variant in self.variants.values())
+        self.tasks.remove(digest)
+
+    async def register_variant(self, variant: Variant) -> None:
+        await self._note("register", str(variant.mix))
+        assert self.tasks.issuperset(variant.entries.values())
+        self.variants[variant.digest] = variant
+
+    async def forget_variant(self, variant: Variant) -> None:
+        await self._note("forget", str(variant.mix))
+        del self.variants[variant.digest]
+
+    def lora_request(self, variant: Variant) -> Any:
+        return None if variant.is_base else variant.digest
+
+    async def generate(
+        self,
+        request_id: str,
+        prompt: Prompt,
+        sampling: SamplingOptions,
+        variant: Variant,
+        priority: int,
+    ) -> AsyncGenerator[EngineChunk]:
+        """Count up to `max_tokens`, a token per chunk."""
+        self.num_generating += 1
+        try:
+            for token in range(sampling.max_tokens):
+                await asyncio.sleep(0)
+                if self.failure is not None:
+                    raise self.failure
+                is_last = token == sampling.max_tokens - 1
+                reason = FinishReason.LENGTH if is_last else None
+                piece = Completion(0, f"{token} ", (token,), (), reason)
+                yield EngineChunk((piece,), len(prompt), 2, (), is_last)
+        finally:
+            self.num_generating -= 1
+            self.seen["end"].set()
+
+    def watch_load(self, observe: Callable[[EngineLoad], None]) -> None:
+        observe(EngineLoad(0, 0, 0))
+
+    async def close(self) -> None:
+        self.is_healthy = False
+
+    async def _note(self, verb: str, subject: str) -> None:
+        self.log.append((verb, subject))
+        self.seen[verb].set()
+        if verb in self.blocked:
+            await self.gate.wait()

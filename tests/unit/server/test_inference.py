@@ -1,0 +1,140 @@
+"""The generation service over a fake engine."""
+
+import asyncio
+from contextlib import aclosing
+
+import pytest
+
+from taskmix_composer.errors import InvalidMixError
+from taskmix_composer.mix import Mix
+from taskmix_server.domain.generation import (
+    ExperimentTarget,
+    FinishReason,
+    GenerationRequest,
+    NamedMix,
+    SamplingOptions,
+    Target,
+)
+from taskmix_server.errors import InvalidRequestError, NotFoundError, UnavailableError
+from tests.unit.server.conftest import Parts
+
+MIX = Mix.parse("head:0.5+body")
+
+
+def request(
+    target: Target = MIX, max_tokens: int = 3, *, prompt_logprobs: bool = False
+) -> GenerationRequest:
+    sampling = SamplingOptions(max_tokens=max_tokens, prompt_logprobs=prompt_logprobs)
+    return GenerationRequest("id", (1, 2, 3, 4), target, sampling)
+
+
+async def test_a_whole_answer(parts: Parts) -> None:
+    answer = await parts.inference.generate(request())
+    (completion,) = answer.completions
+    assert (completion.text, completion.token_ids) == ("0 1 2 ", (0, 1, 2))
+    assert completion.finish_reason is FinishReason.LENGTH
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (4, 3)
+    assert answer.usage.cached_tokens == 2
+    assert 0.0 <= answer.timings.ttft_s <= answer.timings.total_s
+    assert answer.identity.mix_digest == parts.variants.resolve(MIX).digest
+    assert Mix.parse(answer.identity.mix_json) == MIX
+    assert answer.identity.bank_revision == parts.tasks.bank.revision
+
+
+async def test_identity_comes_first_and_usage_last(parts: Parts) -> None:
+    chunks = [chunk async for chunk in parts.inference.stream(request())]
+    assert [chunk.identity is not None for chunk in chunks] == [True, False, False]
+    assert [chunk.usage is not None for chunk in chunks] == [False, False, True]
+    assert [chunk.timings is not None for chunk in chunks] == [False, False, True]
+
+
+async def test_closing_a_stream_stops_the_work(parts: Parts) -> None:
+    async with aclosing(parts.inference.stream(request(max_tokens=100))) as chunks:
+        await anext(chunks)
+        assert (parts.engine.num_generating, parts.tasks.num_references) == (1, 2)
+    assert (parts.engine.num_generating, parts.tasks.num_references) == (0, 0)
+
+
+async def test_cancelling_stops_the_work(parts: Parts) -> None:
+    running = asyncio.create_task(parts.inference.generate(request(max_tokens=10**6)))
+    await parts.engine.seen["register"].wait()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert parts.engine.num_generating == 1
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert (parts.engine.num_generating, parts.tasks.num_references) == (0, 0)
+
+
+async def test_targets(parts: Parts) -> None:
+    await parts.admin.register_mix("prod", MIX)
+    named = await parts.inference.generate(request(NamedMix("prod")))
+    assert named.identity.mix_digest == parts.variants.resolve(MIX).digest
+    for unknown in (NamedMix("other"), ExperimentTarget("split", "someone"), Mix.parse("late")):
+        with pytest.raises(NotFoundError):
+            await parts.inference.generate(request(unknown))
+
+
+async def test_what_a_model_name_means(parts: Parts) -> None:
+    await parts.admin.register_mix("prod", MIX)
+    await parts.admin.register_mix("head", Mix.parse("body"))
+    find = parts.inference.find
+    assert await find("tiny", "tiny") == Mix()
+    assert await find("base", "tiny") == Mix()
+    assert await find("prod", "tiny") == NamedMix("prod")
+    assert await find("head", "tiny") == NamedMix("head")
+    assert await find("body:0.5", "tiny") == Mix.parse("body:0.5")
+    assert await find("experiment:split", "tiny") == ExperimentTarget("split", "")
+    with pytest.raises(InvalidMixError):
+        await find("body:", "tiny")
+
+
+async def test_prompt_log_probabilities(parts: Parts) -> None:
+    with pytest.raises(InvalidRequestError, match="output head"):
+        await parts.inference.generate(request(prompt_logprobs=True))
+    await parts.inference.generate(request(Mix.parse("body"), prompt_logprobs=True))
+
+
+async def test_draining_waits_for_what_is_in_flight(parts: Parts) -> None:
+    async with parts.inference.counted("grpc"):
+        draining = asyncio.create_task(parts.inference.state.drain(grace_s=60.0))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not draining.done()
+        with pytest.raises(UnavailableError, match="shutting down"):
+            await parts.inference.generate(request())
+    await draining
+
+
+async def test_draining_ends_with_its_grace(parts: Parts) -> None:
+    async with parts.inference.counted("grpc"):
+        await parts.inference.state.drain(grace_s=0.01)
+
+
+async def test_a_dead_engine(parts: Parts) -> None:
+    parts.engine.is_healthy = False
+    with pytest.raises(UnavailableError, match="engine is down"):
+        await parts.inference.generate(request())
+
+
+async def test_outcomes_are_counted(parts: Parts) -> None:
+    async with parts.inference.counted("grpc"):
+        pass
+    with pytest.raises(InvalidMixError):
+        async with parts.inference.counted("http"):
+            raise InvalidMixError("no")
+    counter = parts.inference.metrics.requests
+    (metric,) = counter.collect()
+    totals = [sample for sample in metric.samples if sample.name == "taskmix_requests_total"]
+    samples = {tuple(sample.labels.values()): sample.value for sample in totals}
+    assert samples["grpc", "ok"] == samples["http", "InvalidMixError"] == 1.0
+
+
+async def test_a_described_mix_loses_its_digest_with_its_task(parts: Parts) -> None:
+    described = await parts.admin.register_mix("prod", MIX)
+    assert described.digest
+    await parts.tasks.unload("head")
+    assert [mix.digest for mix in await parts.admin.list_mixes()] == [""]
+    with pytest.raises(NotFoundError):
+        await parts.admin.register_mix("other", MIX)
