@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import click
+from transformers import logging
 
 from examples.finetune import Recipe, finetune
 from examples.launch import Served, start_server
@@ -39,6 +40,7 @@ SERVE_FLAGS = ("--max-num-seqs", str(CONCURRENCY), "--max-model-len", "1024")
 def main(cache: Path) -> None:
     """Fine-tune, build a bank, start a server that stays, and show its answers."""
     started_s = time.monotonic()
+    logging.disable_progress_bar()  # of loading; training shows its own
     stop_earlier(cache)
     base = prepare_base(cache)
     step(started_s, f"base model ready: {base}")
