@@ -8,7 +8,7 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PATH=/opt/taskmix/bin:$PA
 SHELL ["/bin/bash", "-o", "errexit", "-c"]
 WORKDIR /src
 # Dependencies come first, with empty packages: a layer that stays while pyproject.toml does.
-COPY pyproject.toml LICENSE ./
+COPY pyproject.toml LICENSE README.md ./
 # The versions are those of pyproject.toml.
 # hadolint ignore=DL3013
 RUN python -m venv /opt/taskmix; \
