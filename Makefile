@@ -93,7 +93,8 @@ fuzz: setup ## Damaged banks against the reader
 coverage: setup ## Branch coverage of the tests that start no server
 	$(BIN)/pytest tests/unit tests/fuzz --cov --cov-report=term
 
-bench: setup ## Measure serving; appends to benchmarks/results
+bench: setup ## Measure serving, if its answers are right; appends to benchmarks/results
+	$(BIN)/pytest --quiet tests/parity/test_merged_weights.py
 	$(BIN)/python -m benchmarks.serving
 
 demo: setup ## Fine-tune real tasks, build a bank and serve mixes of them
