@@ -20,10 +20,11 @@ from taskmix_server.engine.vllm.process import mark_engine_children
 from taskmix_server.rest.server import HttpEdge
 from taskmix_server.rpc.server import GrpcEdge
 from taskmix_server.runtime.mixes import NamedMixStore
+from taskmix_server.runtime.state import ServerState
 from taskmix_server.runtime.tasks import TaskRegistry
 from taskmix_server.runtime.variants import VariantCache
 from taskmix_server.services.bank import BankService
-from taskmix_server.services.inference import InferenceService, ServerState
+from taskmix_server.services.inference import InferenceService
 from taskmix_server.settings import Settings
 from taskmix_server.telemetry.metrics import Metrics
 

@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 
 from taskmix_composer.mix import Mix
@@ -23,36 +23,9 @@ from taskmix_server.domain.variant import Variant
 from taskmix_server.engine.base import Engine, EngineChunk
 from taskmix_server.errors import InvalidRequestError, NotFoundError, UnavailableError
 from taskmix_server.runtime.mixes import NamedMixStore
+from taskmix_server.runtime.state import ServerState
 from taskmix_server.runtime.variants import VariantCache
 from taskmix_server.telemetry.metrics import Metrics
-
-
-class ServerState:
-    """Whether new work is taken, and whether any is in flight. One event loop only."""
-
-    def __init__(self) -> None:
-        self.is_draining = False
-        self._num_in_flight = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
-
-    @contextmanager
-    def in_flight(self) -> Iterator[None]:
-        """Count a request while the block runs."""
-        self._num_in_flight += 1
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            self._num_in_flight -= 1
-            if self._num_in_flight == 0:
-                self._idle.set()
-
-    async def drain(self, grace_s: float) -> None:
-        """Refuse new requests and wait for those in flight, at most `grace_s`."""
-        self.is_draining = True
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), grace_s)
 
 
 @dataclass(slots=True)

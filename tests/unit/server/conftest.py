@@ -11,10 +11,11 @@ from taskmix_composer.bank.reader import Bank
 from taskmix_composer.build import build_bank
 from taskmix_composer.config import Scheme
 from taskmix_server.runtime.mixes import NamedMixStore
+from taskmix_server.runtime.state import ServerState
 from taskmix_server.runtime.tasks import TaskRegistry
 from taskmix_server.runtime.variants import VariantCache
 from taskmix_server.services.bank import BankService
-from taskmix_server.services.inference import InferenceService, ServerState
+from taskmix_server.services.inference import InferenceService
 from taskmix_server.telemetry.metrics import Metrics
 from tests.unit.composer.models import EMBEDDING, make_weights, save_model, tuned
 from tests.unit.server.fakes import FakeEngine
