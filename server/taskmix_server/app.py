@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -87,7 +88,12 @@ def _on_stop(react: Callable[[], None]) -> None:
 
 
 def _leave_at_once() -> None:
-    """Stopped before it took requests: nothing to drain, and the engine follows its parent."""
+    """Stopped before it took requests: nothing to drain.
+
+    An engine process that is still waiting for its first word from here would wait for minutes.
+    """
+    for child in multiprocessing.active_children():
+        child.kill()
     os._exit(0)
 
 

@@ -11,11 +11,13 @@ from vllm.entrypoints.launchers.app import build_app as build_vllm_app
 from vllm.entrypoints.launchers.launcher import NoSignalServer
 
 from taskmix_server.engine.vllm.engine import VllmEngine
-from taskmix_server.errors import FailedPreconditionError
+from taskmix_server.errors import FailedPreconditionError, UnavailableError
 from taskmix_server.rest.app import build_app
 from taskmix_server.rest.models import ResolvedModels
 from taskmix_server.services.bank import BankService
 from taskmix_server.services.inference import InferenceService
+
+START_POLL_S = 0.01
 
 
 class HttpEdge:
@@ -50,6 +52,10 @@ class HttpEdge:
         """Listen; port 0 picks a free one. Returns the port."""
         listener = _listen(host, port)
         self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
+        while not self._server.started:  # a flag, no event
+            if self._serving.done():
+                raise UnavailableError("the HTTP app did not start; its messages above say why")
+            await asyncio.sleep(START_POLL_S)
         bound: int = listener.getsockname()[1]
         return bound
 

@@ -12,14 +12,7 @@ import vllm
 from vllm.lora.layers import LoRAMapping
 from vllm.lora.request import LoRARequest
 from vllm.model_executor.layers.layernorm import RMSNorm
-from vllm.model_executor.layers.linear import (
-    ColumnParallelLinear,
-    LinearBase,
-    MergedColumnParallelLinear,
-    QKVParallelLinear,
-    ReplicatedLinear,
-    RowParallelLinear,
-)
+from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.layers.vocab_parallel_embedding import (
     ParallelLMHead,
     VocabParallelEmbedding,
@@ -32,17 +25,12 @@ from taskmix_server.errors import EngineIncompatibleError
 
 __all__ = [
     "SUPPORTED_MINOR",
-    "ColumnParallelLinear",
     "LinearBase",
     "LoRAMapping",
     "LoRAModelRunnerMixin",
     "LoRARequest",
-    "MergedColumnParallelLinear",
     "ParallelLMHead",
-    "QKVParallelLinear",
     "RMSNorm",
-    "ReplicatedLinear",
-    "RowParallelLinear",
     "VocabParallelEmbedding",
     "check",
     "drop_adapter_labels",
