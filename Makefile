@@ -20,7 +20,7 @@ BROKEN_BESIDE_CPU_TORCH := torchaudio torchcodec torchvision
 
 .DEFAULT_GOAL := help
 .PHONY: help system setup fmt lint type protos protos-check check test test-gpu fuzz coverage bench \
-	demo clean
+	oracle demo clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -93,13 +93,32 @@ fuzz: setup ## Damaged banks against the reader
 coverage: setup ## Branch coverage of the tests that start no server
 	$(BIN)/pytest tests/unit tests/fuzz --cov --cov-report=term
 
+# Reference implementations of merging need releases of their own, and so an environment.
+ORACLE := .venv-oracle
+ORACLE_PIP := $(ORACLE)/bin/pip --quiet --quiet --disable-pip-version-check
+REFERENCES := mergekit==0.1.5 fusion-bench==0.2.33
+
+$(ORACLE)/.installed: Makefile
+	@echo "Installing reference implementations into $(ORACLE)"
+	@$(PYTHON) -m venv $(ORACLE)
+	@$(ORACLE_PIP) install $(TORCH_CPU) 2>/dev/null \
+		|| $(ORACLE_PIP) install --extra-index-url $(TORCH_CPU_INDEX) $(TORCH_CPU)
+	@$(ORACLE_PIP) install $(TORCH_CPU) $(REFERENCES)
+	@touch $@
+
+oracle: $(ORACLE)/.installed ## Compare what reference implementations give with tests/oracle's data
+	PYTHONPATH=composer $(ORACLE)/bin/python -W ignore -m tests.oracle.composer.regenerate >/dev/null
+
 bench: setup ## Measure serving, if its answers are right; appends to benchmarks/results
 	$(BIN)/pytest --quiet tests/parity/test_merged_weights.py
 	$(BIN)/python -m benchmarks.serving
+
+bench-retention: setup ## What fine-tunes keep under each scheme; writes docs/retention.md
+	$(BIN)/python -m benchmarks.retention
 
 demo: setup ## Fine-tune real tasks, build a bank and serve mixes of them
 	$(BIN)/python -m examples.demo
 
 clean: ## Remove .venv and what the tools cache
-	rm -rf $(VENV) .mypy_cache .ruff_cache .coverage
+	rm -rf $(VENV) .venv-oracle .mypy_cache .ruff_cache .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from examples.smollm2 import prepare_base
+from taskmix_composer.bank.manifest import VERSION
 from taskmix_composer.build import build_bank
-from taskmix_composer.config import Scheme
+from taskmix_composer.forms import Forms
 
 TASKS = tuple(f"task{index}" for index in range(8))
 
@@ -19,10 +20,10 @@ TASKS = tuple(f"task{index}" for index in range(8))
 def prepare(cache: Path, scheme: str) -> tuple[Path, Path]:
     """The base and a bank of the eight tasks under `scheme`, made unless they are there."""
     base = prepare_base(cache)
-    bank = cache / f"bench-{scheme}"
+    bank = cache / f"bench-{scheme}-v{VERSION}"
     if not bank.exists():
         sources = {name: _perturbed(base, cache / "bench" / name) for name in TASKS}
-        build_bank(base, sources, Scheme.parse(scheme), bank)
+        build_bank(base, sources, Forms.parse(scheme), bank)
         shutil.rmtree(cache / "bench")
     return base, bank
 

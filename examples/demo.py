@@ -16,9 +16,10 @@ from examples.launch import Served, start_server
 from examples.smollm2 import prepare_base
 from examples.tasks import TASKS, Task
 from taskmix_client import AsyncClient
+from taskmix_composer.bank.manifest import VERSION
 from taskmix_composer.bank.reader import Bank
 from taskmix_composer.build import build_bank
-from taskmix_composer.config import Scheme
+from taskmix_composer.forms import Forms
 from taskmix_server.cli.table import print_table
 from taskmix_server.settings import default_cache
 
@@ -73,12 +74,14 @@ def main(cache: Path) -> None:
 def prepare_bank(base: Path, checkpoints: Mapping[str, Path], bank: Path) -> None:
     """Build the bank unless one of these very checkpoints is there."""
     stamp = bank.with_suffix(".sources")
-    sources = "\n".join((path / "provenance.json").read_text() for path in checkpoints.values())
+    sources = f"bank format {VERSION}\n" + "\n".join(
+        (path / "provenance.json").read_text() for path in checkpoints.values()
+    )
     if bank.exists() and stamp.exists() and stamp.read_text() == sources:
         return
     if bank.exists():
         bank.rename(bank.with_name(f"{bank.name}-replaced-{time.time_ns()}"))
-    build_bank(base, checkpoints, Scheme.parse(SCHEME), bank)
+    build_bank(base, checkpoints, Forms.parse(SCHEME), bank)
     stamp.write_text(sources)
 
 
@@ -161,7 +164,7 @@ def show_bytes(base: Path, checkpoints: Mapping[str, Path], bank: Path) -> None:
     rows = []
     for name, checkpoint in checkpoints.items():
         full = (checkpoint / "model.safetensors").stat().st_size
-        coded = entries[name].shard.num_bytes
+        coded = entries[name].num_bytes
         rows.append([name, megabytes(full), megabytes(coded), f"{coded / full:.1%}"])
     table(f"Bytes on disk ({SCHEME})", ["task", "checkpoint", "bank entry", "share"], rows)
 

@@ -12,6 +12,8 @@ from taskmix_composer.checkpoint import Checkpoint, open_tensor_file, read_json
 from taskmix_composer.errors import CheckpointError
 from taskmix_composer.tensorfile import TensorFile
 
+ADAPTER_SCHEME = "lowrank"
+"""The scheme of an entry that keeps an adapter's own factors."""
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."

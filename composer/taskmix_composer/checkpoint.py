@@ -61,6 +61,10 @@ class Checkpoint:
         return cls(directory, config, tensors, aliases, files)
 
     @property
+    def num_parameters(self) -> int:
+        return sum(info.num_parameters for info in self.tensors.values())
+
+    @property
     def tie_groups(self) -> tuple[tuple[str, ...], ...]:
         """Names of one tensor, the stored name first."""
         return tuple((stored, alias) for alias, stored in self.aliases.items())

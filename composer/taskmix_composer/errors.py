@@ -18,6 +18,10 @@ class InvalidMixError(ComposerError):
         self.position = position
 
 
+class InvalidMethodError(ComposerError):
+    """A merge method that is unknown, or given parameters or tasks it does not take."""
+
+
 class InvalidSchemeError(ComposerError):
     """A scheme that is unknown, not available, or given options it does not take."""
 
@@ -57,3 +61,15 @@ class UnknownTaskError(ComposerError):
 
 class TaskExistsError(ComposerError):
     """A task name the bank already has an entry for."""
+
+
+class MissingGramError(ComposerError):
+    """A method that needs the table of inner products, and a bank without one."""
+
+
+class UnarchivedError(ComposerError):
+    """A task whose original weights are needed and not in the bank."""
+
+
+class InvalidPlanError(ComposerError):
+    """A plan that cannot be read, met, or used with these tasks."""

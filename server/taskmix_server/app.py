@@ -21,6 +21,7 @@ from taskmix_server.engine.vllm.process import mark_engine_children
 from taskmix_server.rest.server import HttpEdge
 from taskmix_server.rpc.server import GrpcEdge
 from taskmix_server.runtime.mixes import NamedMixStore
+from taskmix_server.runtime.recipes import RecipeExpander
 from taskmix_server.runtime.state import ServerState
 from taskmix_server.runtime.tasks import TaskRegistry
 from taskmix_server.runtime.variants import VariantCache
@@ -110,13 +111,15 @@ async def _wire(
         task_references=lambda: tasks.num_references,
         resident_bytes=lambda: tasks.resident_bytes,
         ready_variants=lambda: len(variants),
+        delta_memory=lambda figure: getattr(tasks.memory.last, figure),
     )
     for name in bank.entries:
         started_s = time.monotonic()
         await tasks.load(name)
         logger.info("loaded task %s in %.2f s", name, time.monotonic() - started_s)
-    inference = InferenceService(engine, variants, mixes, metrics, ServerState())
-    service = BankService(tasks, variants, mixes)
+    recipes = RecipeExpander(tasks)
+    inference = InferenceService(engine, variants, recipes, mixes, metrics, ServerState())
+    service = BankService(tasks, variants, recipes, mixes)
     http = await HttpEdge.create(engine, arguments, inference, service, settings.engine.model_name)
     return _Server(engine, inference, tasks, mixes, GrpcEdge(inference, service), http)
 

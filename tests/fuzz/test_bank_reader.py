@@ -10,23 +10,33 @@ from typing import Any
 import pytest
 
 from taskmix_composer.bank import Bank
-from taskmix_composer.bank.manifest import canonical, sha256
-from taskmix_composer.build import build_bank
-from taskmix_composer.config import Scheme
+from taskmix_composer.bank.records import canonical, sha256
+from taskmix_composer.build import add_task, build_bank
 from taskmix_composer.errors import BankFormatError
-from taskmix_composer.quant import decode
+from taskmix_composer.forms import Forms
+from taskmix_composer.quant import archival, decode
 from tests.unit.composer.models import make_factors, make_weights, save_adapter, save_model, tuned
 
 SEED = 20_240_607
 ODD_VALUES = [None, True, -1, 0, 10**400, 1e308, "", "../x", "\ud800", [], [[]], {}, {"": None}]
 NUM_CASES = 200
+ADDED_SCHEMES = ("exact", "rtvq", "tall(mtl=4)", "emr(mtl=2)", "sign(salient=0.2)", "sparse")
+# bank.json, two tasks and an archive, the table, and for each scheme a task, three over a vector.
+NUM_FILES = 1 + 3 + 1 + len(ADDED_SCHEMES) + 3
 
 
 def read_everything(bank: Path) -> None:
-    opened = Bank.open(bank)
+    """Decode everything a bank holds."""
+    opened, base = Bank.open(bank), make_weights()
     for task, entry in opened.entries.items():
         for tensor in entry.tensors:
-            decode(opened.read(task, tensor))
+            decode(opened.read(task, tensor), base[tensor])
+        for tensor in entry.exact.tensors if entry.exact else ():
+            archival.restore(base[tensor], opened.read_exact(task, tensor))
+    for name, plane in opened.planes.items():
+        for tensor in plane.content.tensors:
+            decode(opened.read_plane(name, tensor))
+    opened.read_gram()
 
 
 def flip_bit(content: bytearray, source: random.Random) -> None:
@@ -65,7 +75,7 @@ DAMAGES: list[Callable[[bytearray, random.Random], None]] = [
 
 @pytest.fixture(scope="module")
 def bank(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bank with dense, integer, row-sparse and low-rank deltas."""
+    """A bank with deltas of every codec, shared vectors, archives, planes and a Gram table."""
     root = tmp_path_factory.mktemp("fuzz")
     weights = make_weights()
     base = save_model(root / "base", weights)
@@ -77,7 +87,10 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "lora": save_adapter(root / "lora", make_factors()),
     }
     path = root / "bank"
-    build_bank(base, tasks, Scheme("int3", 8), path)
+    build_bank(base, tasks, Forms.parse("exact,int3", group=8), path)
+    for number, scheme in enumerate(ADDED_SCHEMES):
+        source = save_model(root / f"more-{number}", tuned(weights, seed=10 + number))
+        add_task(path, base, f"more-{number}", source, Forms.parse(scheme))
     read_everything(path)
     return path
 
@@ -91,7 +104,7 @@ def copy(bank: Path, tmp_path: Path) -> Path:
 def test_damaged_bytes_are_found(damage: Callable[..., None], copy: Path) -> None:
     source = random.Random(f"{SEED} {damage.__name__}")
     files = sorted(path for path in copy.rglob("*") if path.is_file())
-    assert len(files) == 3
+    assert len(files) == NUM_FILES
     for case in range(NUM_CASES):
         file = files[case % len(files)]
         intact = file.read_bytes()
@@ -152,7 +165,7 @@ def test_missing_renamed_and_exchanged_files_are_found(copy: Path) -> None:
             read_everything(copy)
         file.rmdir()
         moved.rename(file)
-    first, second = shards
+    first, second, *_ = shards
     spare = copy / "spare"
     first.rename(spare)
     second.rename(first)

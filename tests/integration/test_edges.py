@@ -143,6 +143,23 @@ def test_every_way_to_name_a_mix(client: Client, http: httpx.Client) -> None:
         client.delete_mix("scaled")
 
 
+@pytest.mark.parametrize("method", ["lines", "metagpt", "norm-scaled", "slerp"])
+def test_a_method_is_answered_as_terms(client: Client, http: httpx.Client, method: str) -> None:
+    mix = {"method": method, "tasks": ["a", "b"], "params": {}}
+    answer = client.generate(PROMPT, mix=mix, **GREEDY)
+    assert [term["task"] for term in json.loads(answer.mix)["terms"]] == ["a", "b"]
+    assert_same(answer, complete(http, task_mix=mix))
+    assert_same(answer, complete(http, model=json.dumps(mix)))
+    terms = client.generate(PROMPT, mix=answer.mix, **GREEDY)
+    assert (terms.mix_digest, terms.token_ids) == (answer.mix_digest, answer.token_ids)
+    named = client.register_mix("by-method", mix)
+    try:
+        assert (named.mix, named.mix_digest) == (answer.mix, answer.mix_digest)
+        assert_same(answer, complete(http, model="by-method"))
+    finally:
+        client.delete_mix("by-method")
+
+
 def test_equal_mixes_have_one_digest(client: Client, http: httpx.Client) -> None:
     answer = client.generate(PROMPT, mix={"b": 0.5, "a": 1.0}, **GREEDY)
     assert_same(answer, complete(http, model=" a:0.25 + b:.5 + a:0.75 "))

@@ -5,34 +5,27 @@ oracle is the exported checkpoint of each mix, run alone by transformers in floa
 """
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from taskmix_composer.build import add_task, build_bank
 from taskmix_composer.config import Scheme
+from taskmix_composer.forms import Forms
 from taskmix_composer.mix import BASE_MIX, Mix
+from tests.support.finetunes import change_rows, make_adapter
 from tests.support.inprocess import InProcessEngine
-from tests.support.merged import greedy, merged_model
+from tests.support.parity import NUM_TOKENS, Oracle, prompt_of
 from tests.support.tiny import TinyModel, make_base, make_finetune
 
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.timeout(300)]
 
-NUM_TOKENS = 16
 MAX_BATCHED_TOKENS = 64
 MAX_SEQS = 8
 BLOCK = 32
-
-# float32 sums of a few hundred products in another order, through three layers; the largest
-# difference seen is 2e-5.
-LOGPROB_TOLERANCE = 1e-4
 
 SHAPES = {
     "llama-tied-biased": TinyModel("llama", tied=True, biased=True),
@@ -78,28 +71,16 @@ MIXES = [
 
 @dataclass(frozen=True)
 class World:
-    """A served tiny model, the bank it serves, and where the oracle's checkpoints go."""
+    """A served tiny model, the bank it serves, and the oracle of its mixes."""
 
     base: Path
     bank: Path
     folder: Path
     engine: InProcessEngine
-    oracles: dict[Mix, PreTrainedModel]
+    oracle: Oracle
 
     def check(self, mixes: list[Mix], prompts: list[list[int]]) -> None:
-        answers = self.engine.greedy(mixes, prompts, NUM_TOKENS)
-        for mix, prompt, answer in zip(mixes, prompts, answers, strict=True):
-            if mix not in self.oracles:
-                out = self.folder / f"merged-{len(self.oracles)}"
-                self.oracles[mix] = merged_model(self.bank, self.base, mix, out)
-            tokens, logprobs = greedy(self.oracles[mix], prompt, NUM_TOKENS)
-            assert answer.tokens == tokens, f"{mix} answers otherwise than its merged checkpoint"
-            torch.testing.assert_close(
-                torch.tensor(answer.logprobs),
-                torch.tensor(logprobs),
-                rtol=0.0,
-                atol=LOGPROB_TOLERANCE,
-            )
+        self.oracle.check(self.engine, mixes, prompts)
 
 
 @pytest.fixture(scope="module", params=SHAPES)
@@ -112,13 +93,13 @@ def world(
         "a": make_finetune(base, folder / "a", seed=1),
         "b": make_finetune(base, folder / "b", seed=2),
         "adapter": make_adapter(base, folder / "adapter"),
-        "rows": change_rows(base, folder / "rows"),
+        "rows": change_rows(base, folder / "rows", "embed_tokens", "lm_head"),
     }
     sources["twin"] = sources["a"]  # another name for equal content
     bank = folder / "bank"
-    build_bank(base, sources, Scheme.parse("dense"), bank)
+    build_bank(base, sources, Forms(Scheme("dense")), bank)
     fourth = make_finetune(base, folder / "int4", seed=3)
-    add_task(bank, base, "int4", fourth, Scheme.parse("int4"))
+    add_task(bank, base, "int4", fourth, Forms(Scheme("int4")))
     engine = InProcessEngine(
         base,
         bank,
@@ -130,7 +111,8 @@ def world(
     )
     engine.load(*sources, "int4")
     (folder / "merged").mkdir()
-    yield World(base, bank, folder / "merged", engine, oracles={})
+    oracle = Oracle(base, bank, folder / "merged", models={})
+    yield World(base, bank, folder, engine, oracle)
     engine.close()
 
 
@@ -164,8 +146,8 @@ def test_tasks_are_unloaded_loaded_and_added_between_batches(world: World) -> No
     before = world.engine.greedy([Mix.parse("a"), Mix.parse("a:0.5+b:0.5")], prompts, NUM_TOKENS)
     world.engine.unload("a")
     world.check([Mix.parse("b"), BASE_MIX], prompts)
-    added = make_finetune(world.base, world.folder.parent / "added", seed=9)
-    add_task(world.bank, world.base, "added", added, Scheme.parse("dense"))
+    added = make_finetune(world.base, world.folder / "added", seed=9)
+    add_task(world.bank, world.base, "added", added, Forms(Scheme("dense")))
     world.engine.load("a", "added")
     after = world.engine.greedy([Mix.parse("a"), Mix.parse("a:0.5+b:0.5")], prompts, NUM_TOKENS)
     assert [answer.tokens for answer in after] == [answer.tokens for answer in before]
@@ -178,36 +160,3 @@ def test_prompt_logprobs_of_the_base_beside_a_mix_that_changes_the_head(world: W
     beside = world.engine.prompt_logprobs([BASE_MIX, Mix.parse("a")], [prompt, prompt_of(20, 4)])
     torch.testing.assert_close(torch.tensor(beside), torch.tensor(alone), rtol=0.0, atol=1e-5)
     assert len(alone) == len(prompt) - 1
-
-
-def make_adapter(base: Path, out: Path) -> Path:
-    """A LoRA adapter whose second factor is not zero."""
-    model = AutoModelForCausalLM.from_pretrained(base)
-    settings = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"])
-    adapted = get_peft_model(model, settings)
-    generator = torch.Generator().manual_seed(11)
-    with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if "lora_B" in name:
-                parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
-    adapted.save_pretrained(out)
-    return out
-
-
-def change_rows(base: Path, out: Path) -> Path:
-    """A fine-tune that changed a third of the vocabulary rows and nothing else."""
-    shutil.copytree(base, out)
-    weights = load_file(base / "model.safetensors")
-    generator = torch.Generator().manual_seed(12)
-    for name, weight in weights.items():
-        if "embed_tokens" in name or "lm_head" in name:
-            rows = torch.randperm(len(weight), generator=generator)[: len(weight) // 3]
-            noise = 0.1 * torch.randn(len(rows), weight.shape[1], generator=generator)
-            weights[name] = weight.index_add(0, rows, noise)
-    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
-    return out
-
-
-def prompt_of(length: int, seed: int) -> list[int]:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (length,), generator=generator).tolist()

@@ -9,9 +9,11 @@ import torch
 
 from taskmix_composer.build import build_bank
 from taskmix_composer.config import Scheme
+from taskmix_composer.forms import Forms
 from taskmix_server.engine.vllm import compat
+from taskmix_server.engine.vllm.cache import DeltaCache
 from taskmix_server.engine.vllm.config import check_config
-from taskmix_server.engine.vllm.deltas import TaskLoader, TensorTable
+from taskmix_server.engine.vllm.deltas import DeltaArranger, TensorTable
 from taskmix_server.engine.vllm.sites import Part, Site, SiteKind
 from taskmix_server.errors import EngineIncompatibleError, UnsupportedModelError
 from tests.support.tiny import TinyModel, make_base, make_finetune
@@ -22,14 +24,13 @@ pytestmark = pytest.mark.filterwarnings("default")
 def test_a_task_that_changes_a_tensor_no_site_takes_is_refused(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base", TinyModel(num_layers=1))
     source = make_finetune(base, tmp_path / "a", seed=1, only="mlp.down_proj")
-    bank = build_bank(base, {"a": source}, Scheme.parse("dense"), tmp_path / "bank")
+    bank = build_bank(base, {"a": source}, Forms(Scheme("dense")), tmp_path / "bank")
     attention = Part("model.layers.0.self_attn.o_proj", 0, 128)
     sites = (Site("o_proj", SiteKind.LINEAR, (attention,), torch.nn.Identity()),)
-    loader = TaskLoader(
-        sites, TensorTable.of(bank.base.tensors), torch.float32, torch.device("cpu")
-    )
+    table = TensorTable.of(bank.base.tensors)
+    arranger = DeltaArranger(sites, table, torch.float32, torch.device("cpu"), DeltaCache(0))
     with pytest.raises(UnsupportedModelError, match=r"model\.layers\.0\.mlp\.down_proj\.weight"):
-        loader.load(bank, "a")
+        arranger.check_covered("a", bank.entry("a").tensors)
 
 
 @pytest.mark.parametrize(

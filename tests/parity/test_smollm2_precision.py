@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 from examples.smollm2 import prepare_base
 from taskmix_composer.build import build_bank
 from taskmix_composer.config import Scheme
+from taskmix_composer.forms import Forms
 from taskmix_composer.mix import Mix
 from taskmix_server.settings import default_cache
 from tests.support.inprocess import InProcessEngine
@@ -41,7 +42,7 @@ def base() -> Path:
 def bank(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("smollm2")
     sources = {name: perturbed(base, folder / name, seed) for seed, name in enumerate("ab")}
-    build_bank(base, sources, Scheme.parse("dense"), folder / "bank")
+    build_bank(base, sources, Forms(Scheme("dense")), folder / "bank")
     return folder / "bank"
 
 

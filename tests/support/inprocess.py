@@ -13,6 +13,7 @@ from vllm.distributed import cleanup_dist_env_and_memory
 
 from taskmix_composer.bank.reader import Bank
 from taskmix_composer.mix import Mix
+from taskmix_server.engine.base import DeltaMemory
 from taskmix_server.engine.config import EngineConfig
 from taskmix_server.engine.vllm import compat
 from taskmix_server.engine.vllm.config import engine_options
@@ -53,6 +54,17 @@ class InProcessEngine:
             self.ask("taskmix_forget", path)
             del self._requests[path]
         self.ask("taskmix_unload", digest)
+
+    def forget(self, *mixes: Mix) -> None:
+        """Let go of mixes that were asked for."""
+        for mix in mixes:
+            request = self._request(mix)
+            assert request is not None, "the base is never registered"
+            self.ask("taskmix_forget", request.lora_path)
+            del self._requests[request.lora_path]
+
+    def memory(self) -> DeltaMemory:
+        return DeltaMemory(**self.ask("taskmix_memory"))
 
     def ask(self, verb: str, *arguments: Any) -> Any:
         reply: Mapping[str, Any] = self._llm.collective_rpc(verb, args=arguments)[0]
@@ -99,9 +111,11 @@ class InProcessEngine:
         if mix.is_base:
             return None
         digests = {task: self._digests[task] for task in mix.tasks}
-        path = f"mix:{mix.digest(digests)}:{'-'.join(digests.values())}"
+        known = Bank.open(self._bank_path).plane_digests if mix.planes else {}
+        planes = {plane: known[plane] for plane in mix.planes}
+        path = f"mix:{mix.digest(digests, planes)}:{'-'.join(digests.values())}"
         if path not in self._requests:
-            self.ask("taskmix_register", path, mix.canonical_json(), digests)
+            self.ask("taskmix_register", path, mix.canonical_json(), digests, planes)
             identity = len(self._requests) + 1
             self._requests[path] = compat.LoRARequest(path, identity, path)
         return self._requests[path]

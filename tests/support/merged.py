@@ -15,8 +15,9 @@ from taskmix_composer.mix import Mix
 def merged_model(
     bank: Path, base: Path, mix: Mix, out: Path, dtype: torch.dtype = torch.float32
 ) -> PreTrainedModel:
-    """The merged weights of a mix, exported in `dtype` and loaded in it."""
-    export_checkpoint(Bank.open(bank), Checkpoint.open(base), mix, out, dtype)
+    """The weights of a mix as it is served, exported in `dtype` and loaded in it."""
+    opened, checkpoint = Bank.open(bank), Checkpoint.open(base)
+    export_checkpoint(opened, checkpoint, mix, out, dtype, is_as_served=True)
     return AutoModelForCausalLM.from_pretrained(out, dtype=dtype).eval()
 
 

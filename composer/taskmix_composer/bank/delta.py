@@ -1,19 +1,15 @@
 """An encoded delta: one tensor of one task vector, as stored."""
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from taskmix_composer.bank.codecs import Params, Shape, check_parts
 from taskmix_composer.errors import BankFormatError
-from taskmix_composer.layout import PACKABLE_BITS, matrix_shape, num_groups, packed_width
 
 ROWS = "rows"
-Shape = tuple[int, ...]
-Params = Mapping[str, int | float]
-PartShapes = dict[str, Shape]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,12 +19,31 @@ class EncodedDelta:
     `rows` (int32, ascending), if present, names the rows of the first axis that changed: `parts`
     then code only those, and every other row of the delta is zero.
 
+    `shared`, if present, is the delta that this one is coded over: under `masked` the part of it
+    that a mask keeps, under any other codec what is added to it. Its rows are then this delta's.
+
     codec     params                parts, for R coded rows of C columns
     dense     -                     values: float32 or bfloat16, like the coded tensor
     affine    bits, group, factor   codes: uint8 [R, packed_width(C, bits)];
                                     scales: float16, zeros: uint8, both [R, groups] ([1, 1] if
                                     group is 0); a weight is (code - zero) * scale * factor
     lowrank   scaling               a: [r, C], b: [R, r]; the matrix is scaling * b @ a
+    sign      factor                signs: uint8 [R, packed_width(C, 1)], 1 where positive;
+                                    scales: float16 [R, 1]; a weight is +-scale * factor, and in
+                                    S salient rows +-(high or scale) * factor. These add salient:
+                                    int32 [S], ascending; highs: float16 [S, 1]; sizes: uint8
+                                    [S, packed_width(C, 1)], 1 where a weight is high
+    sparse    bits, kept, factor    mask: uint8 [R, packed_width(C, 1)], 1 where a weight is kept;
+                                    codes: uint8 [R, packed_width(kept, bits)], of a row's kept
+                                    weights in order, at most `kept`: the lowest bit is 1 where
+                                    positive, the others are a level; scales: float16 [R, 1]; a
+                                    weight is +-(1 + level) * scale * factor
+    masked    scale                 mask: uint8 [R, packed_width(C, 1)]; a weight is
+                                    scale * mask * shared
+    plane     -                     mask: uint8 [R, packed_width(C, 1)]; a weight is 0 or 1
+    exact     -                     escapes, levels, steps: uint8 [n] each, from which
+                                    `quant.exact` restores the fine-tuned tensor
+    raw       -                     tuned: the fine-tuned tensor
     """
 
     codec: str
@@ -36,20 +51,23 @@ class EncodedDelta:
     params: Params
     parts: Mapping[str, Tensor]
     rows: Tensor | None = None
+    shared: "EncodedDelta | None" = None
 
     def __post_init__(self) -> None:
-        if self.codec not in _PART_SHAPES:
-            known = ", ".join(_PART_SHAPES)
-            raise BankFormatError(f"codec {self.codec!r} is unknown; this version reads {known}")
-        shapes = {part: tuple(tensor.shape) for part, tensor in self.parts.items()}
-        expected = _PART_SHAPES[self.codec](self.coded_shape, self.params, shapes)
-        if shapes != expected:
-            raise BankFormatError(f"{self.codec} parts have shapes {shapes}, not {expected}")
-        for part, tensor in self.parts.items():
-            if tensor.dtype not in _PART_DTYPES[part]:
-                raise BankFormatError(f"part {part} has dtype {tensor.dtype}")
+        if self.shared is not None:
+            self._take_rows(self.shared)
+        elif self.codec == "masked":
+            raise BankFormatError("a masked delta needs the vector it masks")
+        check_parts(self.codec, self.coded_shape, self.params, self.parts)
         if self.rows is not None:
             _check_rows(self.rows, self.shape)
+        if "salient" in self.parts:
+            _check_rows(self.parts["salient"], self.coded_shape)
+
+    def _take_rows(self, shared: "EncodedDelta") -> None:
+        if self.rows is not None or shared.shape != self.shape or shared.shared is not None:
+            raise BankFormatError("the delta does not fit the shared one it is coded over")
+        object.__setattr__(self, "rows", shared.rows)
 
     @property
     def coded_shape(self) -> Shape:
@@ -60,61 +78,14 @@ class EncodedDelta:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all stored tensors."""
-        stored = [*self.parts.values(), *([] if self.rows is None else [self.rows])]
-        return sum(tensor.nbytes for tensor in stored)
+        """Bytes of its own tensors in memory; a shared delta counts for itself."""
+        return sum(tensor.nbytes for tensor in self.tensors().values())
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything stored, rows included, by part name."""
-        return dict(self.parts) if self.rows is None else {**self.parts, ROWS: self.rows}
-
-
-def _dense_shapes(shape: Shape, params: Params, found: PartShapes) -> PartShapes:
-    _check_params(params, set())
-    return {"values": shape}
-
-
-def _affine_shapes(shape: Shape, params: Params, found: PartShapes) -> PartShapes:
-    _check_params(params, {"bits", "group", "factor"})
-    bits, group = params["bits"], params["group"]
-    if bits not in PACKABLE_BITS or not isinstance(bits, int):
-        raise BankFormatError(f"codes of {bits} bits are unknown")
-    if not isinstance(group, int) or group < 0 or len(shape) < 2:
-        raise BankFormatError(f"group {group} on shape {shape} is malformed")
-    rows, columns = matrix_shape(shape)
-    scales = (rows, num_groups(columns, group)) if group else (1, 1)
-    return {"codes": (rows, packed_width(columns, bits)), "scales": scales, "zeros": scales}
-
-
-def _lowrank_shapes(shape: Shape, params: Params, found: PartShapes) -> PartShapes:
-    _check_params(params, {"scaling"})
-    if len(shape) != 2 or len(found.get("a", ())) != 2:
-        raise BankFormatError(f"low-rank factors of a tensor of shape {shape} are malformed")
-    rank = found["a"][0]
-    return {"a": (rank, shape[1]), "b": (shape[0], rank)}
-
-
-_PART_SHAPES: Mapping[str, Callable[[Shape, Params, PartShapes], PartShapes]] = {
-    "dense": _dense_shapes,
-    "affine": _affine_shapes,
-    "lowrank": _lowrank_shapes,
-}
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-_PART_DTYPES: Mapping[str, tuple[torch.dtype, ...]] = {
-    "values": (torch.float32, torch.bfloat16),
-    "codes": (torch.uint8,),
-    "scales": (torch.float16,),
-    "zeros": (torch.uint8,),
-    "a": _FLOATS,
-    "b": _FLOATS,
-}
-
-
-def _check_params(params: Params, names: set[str]) -> None:
-    if params.keys() != names:
-        raise BankFormatError(f"the codec's parameters are {sorted(names)}, got {sorted(params)}")
-    if not all(math.isfinite(value) for value in params.values()):
-        raise BankFormatError("the codec's parameters must be finite")
+        """Its own tensors by part name, rows included unless they are the shared delta's."""
+        if self.rows is None or self.shared is not None:
+            return dict(self.parts)
+        return {**self.parts, ROWS: self.rows}
 
 
 def _check_rows(rows: Tensor, shape: Shape) -> None:

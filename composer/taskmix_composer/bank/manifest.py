@@ -1,102 +1,32 @@
-"""bank.json: what a bank holds, as records, and its one way to be written."""
+"""bank.json: everything a bank holds, and its one way to be written."""
 
-import hashlib
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
+from taskmix_composer.bank.records import (
+    BaseRecord,
+    Content,
+    Derivation,
+    EntryRecord,
+    GramRecord,
+    PlaneRecord,
+    Provenance,
+    ShardRecord,
+    SharedRecord,
+    base_to_json,
+    canonical,
+    delta_to_json,
+    derivation_to_json,
+    sha256,
+)
 from taskmix_composer.mix import layer_of
 
 FORMAT = "taskmix-bank"
-VERSION = 1
+VERSION = 2
 MANIFEST_FILE = "bank.json"
 SHARD_DIRECTORY = "shards"
-
-
-@dataclass(frozen=True, slots=True)
-class TensorRecord:
-    """A tensor of the base; `digest` covers its bytes as stored in the checkpoint."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    digest: str
-
-    @property
-    def num_parameters(self) -> int:
-        return math.prod(self.shape)
-
-
-@dataclass(frozen=True, slots=True)
-class BaseRecord:
-    """The base model a bank belongs to: its functional settings and every stored tensor."""
-
-    config: Mapping[str, Any]
-    tensors: Mapping[str, TensorRecord]
-    tie_groups: tuple[tuple[str, ...], ...]
-
-    @property
-    def num_parameters(self) -> int:
-        return sum(tensor.num_parameters for tensor in self.tensors.values())
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 (hex) of everything a checkpoint must match."""
-        return sha256(canonical(_base_to_json(self)))
-
-
-@dataclass(frozen=True, slots=True)
-class PartRecord:
-    """One stored tensor of an encoded delta."""
-
-    dtype: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class DeltaRecord:
-    """An encoded delta; `digest` covers the bytes of its parts."""
-
-    codec: str
-    shape: tuple[int, ...]
-    params: Mapping[str, int | float]
-    parts: Mapping[str, PartRecord]
-    digest: str
-
-
-@dataclass(frozen=True, slots=True)
-class ShardRecord:
-    """The file an entry's deltas lie in, named by `shard_file`."""
-
-    num_bytes: int
-    header_digest: str
-
-
-@dataclass(frozen=True, slots=True)
-class Provenance:
-    """Where an entry came from: a directory's name, and the digest and dtype of its weights."""
-
-    source: str
-    digest: str
-    dtype: str
-
-
-@dataclass(frozen=True, slots=True)
-class EntryRecord:
-    """One task vector of the bank; `digest` covers its coded content, not its name or origin."""
-
-    scheme: str
-    shard: ShardRecord
-    tensors: Mapping[str, DeltaRecord]
-    provenance: Provenance
-    digest: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        digest = sha256(
-            canonical({name: _delta_to_json(delta) for name, delta in self.tensors.items()})
-        )
-        object.__setattr__(self, "digest", digest)
+SHARED_LABEL = "_shared"  # written beside its tasks' shards, and no name that a task may have
+GRAM_LABEL = "gram"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,36 +35,46 @@ class Manifest:
 
     base: BaseRecord
     entries: Mapping[str, EntryRecord] = field(default_factory=dict)
+    shared: Mapping[str, SharedRecord] = field(default_factory=dict)
+    planes: Mapping[str, PlaneRecord] = field(default_factory=dict)
+    gram: GramRecord | None = None
 
     @property
     def digest(self) -> str:
         """SHA-256 (hex) of the whole bank."""
         return sha256(canonical(_content(self)))
 
-    def with_entry(self, name: str, entry: EntryRecord) -> "Manifest":
-        return replace(self, entries={**self.entries, name: entry})
+    def contents(self) -> dict[str, Content]:
+        """Everything that lies in shards of deltas, by file name."""
+        labelled = [(name, entry.content) for name, entry in self.entries.items()]
+        labelled += [(name, entry.archive) for name, entry in self.entries.items() if entry.archive]
+        labelled += [(SHARED_LABEL, shared.content) for shared in self.shared.values()]
+        labelled += [(name, plane.content) for name, plane in self.planes.items()]
+        return {shard_file(label, content.digest): content for label, content in labelled}
+
+    def with_entries(self, entries: Mapping[str, EntryRecord]) -> "Manifest":
+        return replace(self, entries={**self.entries, **entries})
 
     def without_entry(self, name: str) -> "Manifest":
-        entries = {task: entry for task, entry in self.entries.items() if task != name}
-        return replace(self, entries=entries)
+        """Without a task, and without a shared vector that no other task uses."""
+        return replace(
+            self, entries={task: entry for task, entry in self.entries.items() if task != name}
+        ).pruned()
+
+    def pruned(self) -> "Manifest":
+        """Without the shared vectors that no entry uses."""
+        used = {entry.shared for entry in self.entries.values()}
+        kept = {digest: shared for digest, shared in self.shared.items() if digest in used}
+        return replace(self, shared=kept)
 
     def to_bytes(self) -> bytes:
         """The only bytes that bank.json may hold for this content."""
         return (canonical({**_content(self), "digest": self.digest}) + "\n").encode()
 
 
-def canonical(fields: object) -> str:
-    """JSON with sorted keys and no spaces."""
-    return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def shard_file(task: str, digest: str) -> str:
-    """The name of the file that holds an entry with this content digest."""
-    return f"{task}-{digest[:16]}.safetensors"
+def shard_file(label: str, digest: str) -> str:
+    """The name of the file that holds the content with this digest."""
+    return f"{label}-{digest[:16]}.safetensors"
 
 
 def part_key(tensor: str, part: str) -> str:
@@ -142,46 +82,59 @@ def part_key(tensor: str, part: str) -> str:
     return f"{tensor}/{part}"
 
 
-def _base_to_json(base: BaseRecord) -> dict[str, object]:
+def _shard_to_json(file: str, shard: ShardRecord) -> dict[str, object]:
+    return {"file": file, "bytes": shard.num_bytes, "header_digest": shard.header_digest}
+
+
+def _content_to_json(label: str, content: Content) -> dict[str, object]:
     return {
-        "config": dict(base.config),
-        "num_parameters": base.num_parameters,
-        "tensors": {
-            name: {"dtype": tensor.dtype, "shape": list(tensor.shape), "digest": tensor.digest}
-            for name, tensor in base.tensors.items()
-        },
-        "tie_groups": [list(group) for group in base.tie_groups],
+        "shard": _shard_to_json(shard_file(label, content.digest), content.shard),
+        "tensors": {name: delta_to_json(delta) for name, delta in content.tensors.items()},
     }
 
 
-def _delta_to_json(delta: DeltaRecord) -> dict[str, object]:
+def _provenance_to_json(provenance: Provenance | Derivation) -> dict[str, object]:
+    if isinstance(provenance, Derivation):
+        return derivation_to_json(provenance)
     return {
-        "codec": delta.codec,
-        "shape": list(delta.shape),
-        "params": dict(delta.params),
-        "parts": {
-            part: {"dtype": record.dtype, "shape": list(record.shape)}
-            for part, record in delta.parts.items()
-        },
-        "digest": delta.digest,
+        "source": provenance.source,
+        "digest": provenance.digest,
+        "dtype": provenance.dtype,
     }
 
 
 def _entry_to_json(name: str, entry: EntryRecord) -> dict[str, object]:
     return {
+        **_content_to_json(name, entry.content),
         "scheme": entry.scheme,
         "digest": entry.digest,
-        "shard": {
-            "file": shard_file(name, entry.digest),
-            "bytes": entry.shard.num_bytes,
-            "header_digest": entry.shard.header_digest,
-        },
-        "tensors": {name: _delta_to_json(delta) for name, delta in entry.tensors.items()},
-        "provenance": {
-            "source": entry.provenance.source,
-            "digest": entry.provenance.digest,
-            "dtype": entry.provenance.dtype,
-        },
+        "provenance": _provenance_to_json(entry.provenance),
+        "shared": entry.shared,
+        "archive": None if entry.archive is None else _content_to_json(name, entry.archive),
+    }
+
+
+def _shared_to_json(shared: SharedRecord) -> dict[str, object]:
+    return {
+        **_content_to_json(SHARED_LABEL, shared.content),
+        "scheme": shared.scheme,
+        "derivation": derivation_to_json(shared.derivation),
+    }
+
+
+def _plane_to_json(name: str, plane: PlaneRecord) -> dict[str, object]:
+    return {
+        **_content_to_json(name, plane.content),
+        "derivation": derivation_to_json(plane.derivation),
+        "density": plane.density,
+    }
+
+
+def _gram_to_json(gram: GramRecord) -> dict[str, object]:
+    return {
+        "shard": _shard_to_json(shard_file(GRAM_LABEL, gram.digest), gram.shard),
+        "tasks": list(gram.tasks),
+        "digest": gram.digest,
     }
 
 
@@ -190,10 +143,12 @@ def _content(manifest: Manifest) -> dict[str, object]:
     return {
         "format": FORMAT,
         "version": VERSION,
-        "base": _base_to_json(manifest.base),
+        "base": base_to_json(manifest.base),
         "blocks": [_block(tensor) for tensor in sorted(manifest.base.tensors)],
         "entries": {name: _entry_to_json(name, entry) for name, entry in manifest.entries.items()},
-        "planes": {},
+        "shared": {digest: _shared_to_json(shared) for digest, shared in manifest.shared.items()},
+        "planes": {name: _plane_to_json(name, plane) for name, plane in manifest.planes.items()},
+        "gram": None if manifest.gram is None else _gram_to_json(manifest.gram),
     }
 
 

@@ -6,16 +6,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from taskmix_composer.bank.manifest import (
-    FORMAT,
-    VERSION,
+from taskmix_composer.bank.manifest import FORMAT, VERSION, Manifest
+from taskmix_composer.bank.records import (
     BaseRecord,
+    Content,
     DeltaRecord,
+    Derivation,
     EntryRecord,
-    Manifest,
+    GramRecord,
     PartRecord,
+    PlaneRecord,
     Provenance,
     ShardRecord,
+    SharedRecord,
     TensorRecord,
 )
 from taskmix_composer.errors import BankFormatError, InvalidMixError
@@ -31,9 +34,14 @@ def parse_manifest(content: bytes, path: Path) -> Manifest:
     try:
         fields = json.loads(content, parse_constant=_refuse_constant)
         _check_version(fields)
-        manifest = Manifest(_base(fields["base"]), _mapping(fields["entries"], _entry))
-        for name, entry in manifest.entries.items():
-            _check_entry(name, entry, manifest.base)
+        manifest = Manifest(
+            _base(fields["base"]),
+            _mapping(fields["entries"], _entry),
+            _mapping(fields["shared"], _shared),
+            _mapping(fields["planes"], _plane),
+            None if fields["gram"] is None else _gram(fields["gram"]),
+        )
+        _check(manifest)
         is_canonical = manifest.to_bytes() == content
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError, InvalidMixError):
         raise BankFormatError(f"the manifest is damaged; {_REBUILD}", path=path) from None
@@ -57,11 +65,25 @@ def _check_version(fields: Any) -> None:
         raise BankFormatError(f"format version {version!r} is unknown; {_REBUILD}")
 
 
-def _check_entry(name: str, entry: EntryRecord, base: BaseRecord) -> None:
-    check_name(name)
-    for tensor, delta in entry.tensors.items():
+def _check(manifest: Manifest) -> None:
+    """Check that the records fit one another."""
+    for name in (*manifest.entries, *manifest.planes):
+        check_name(name)
+    for file, content in manifest.contents().items():
+        _check_content(file, content, manifest.base)
+    for name, entry in manifest.entries.items():
+        if entry.shared and entry.shared not in manifest.shared:
+            raise BankFormatError(f"entry {name} lacks its shared vector; {_REBUILD}")
+    if any(shared.content.digest != digest for digest, shared in manifest.shared.items()):
+        raise BankFormatError(f"a shared vector has another content than its name; {_REBUILD}")
+    if manifest.gram is not None and manifest.gram.tasks != tuple(sorted(manifest.entries)):
+        raise BankFormatError(f"the Gram table is of other tasks; {_REBUILD}")
+
+
+def _check_content(file: str, content: Content, base: BaseRecord) -> None:
+    for tensor, delta in content.tensors.items():
         if tensor not in base.tensors or delta.shape != base.tensors[tensor].shape:
-            raise BankFormatError(f"entry {name} does not fit the base at {tensor}; {_REBUILD}")
+            raise BankFormatError(f"{file} does not fit the base at {tensor}; {_REBUILD}")
 
 
 def _base(value: Any) -> BaseRecord:
@@ -80,14 +102,53 @@ def _tensor(value: Any) -> TensorRecord:
 
 
 def _entry(value: Any) -> EntryRecord:
-    shard, provenance = value["shard"], value["provenance"]
+    archive = value["archive"]
     return EntryRecord(
         scheme=_text(value["scheme"]),
-        shard=ShardRecord(_count(shard["bytes"]), _text(shard["header_digest"])),
-        tensors=_mapping(value["tensors"], _delta),
-        provenance=Provenance(
-            _text(provenance["source"]), _text(provenance["digest"]), _text(provenance["dtype"])
-        ),
+        content=_content(value),
+        provenance=_provenance(value["provenance"]),
+        shared=_text(value["shared"]),
+        archive=None if archive is None else _content(archive),
+    )
+
+
+def _shared(value: Any) -> SharedRecord:
+    return SharedRecord(_text(value["scheme"]), _content(value), _derivation(value["derivation"]))
+
+
+def _plane(value: Any) -> PlaneRecord:
+    return PlaneRecord(
+        _content(value), _derivation(value["derivation"]), float(_number(value["density"]))
+    )
+
+
+def _gram(value: Any) -> GramRecord:
+    tasks = tuple(_text(task) for task in value["tasks"])
+    return GramRecord(_shard(value["shard"]), tasks, _text(value["digest"]))
+
+
+def _content(value: Any) -> Content:
+    return Content(_shard(value["shard"]), _mapping(value["tensors"], _delta))
+
+
+def _shard(value: Any) -> ShardRecord:
+    return ShardRecord(_count(value["bytes"]), _text(value["header_digest"]))
+
+
+def _provenance(value: Any) -> Provenance | Derivation:
+    if "method" in value:
+        return _derivation(value)
+    return Provenance(_text(value["source"]), _text(value["digest"]), _text(value["dtype"]))
+
+
+def _derivation(value: Any) -> Derivation:
+    if not isinstance(value["from_bank"], bool):
+        raise TypeError(value)
+    return Derivation(
+        _text(value["method"]),
+        _mapping(value["params"], _setting),
+        _mapping(value["bound"], _text),
+        value["from_bank"],
     )
 
 
@@ -96,11 +157,17 @@ def _delta(value: Any) -> DeltaRecord:
         codec=_text(value["codec"]),
         shape=_shape(value["shape"]),
         params=_mapping(value["params"], _number),
-        parts=_mapping(
-            value["parts"], lambda part: PartRecord(_text(part["dtype"]), _shape(part["shape"]))
-        ),
+        parts=_mapping(value["parts"], _part),
         digest=_text(value["digest"]),
     )
+
+
+def _part(value: Any) -> PartRecord:
+    coded = _count(value["coded"]) if "coded" in value else None
+    dtype = _text(value["dtype"])
+    if dtype not in DTYPES:
+        raise TypeError(dtype)
+    return PartRecord(dtype, _shape(value["shape"]), coded)
 
 
 def _mapping(value: Any, read: Callable[[Any], Record]) -> Mapping[str, Record]:
@@ -131,6 +198,10 @@ def _number(value: Any) -> int | float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise TypeError(value)
     return value
+
+
+def _setting(value: Any) -> int | float | str:
+    return value if isinstance(value, str) else _number(value)
 
 
 def _refuse_constant(text: str) -> NoReturn:

@@ -1,23 +1,21 @@
 """An open bank: its manifest, and its deltas mapped from disk."""
 
-import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
+from taskmix_composer.bank.binding import check_bounds, check_places
 from taskmix_composer.bank.delta import ROWS, EncodedDelta
-from taskmix_composer.bank.manifest import (
-    MANIFEST_FILE,
-    SHARD_DIRECTORY,
-    DeltaRecord,
-    EntryRecord,
-    Manifest,
-    PartRecord,
-    part_key,
-    shard_file,
+from taskmix_composer.bank.manifest import GRAM_LABEL, SHARED_LABEL, Manifest, part_key, shard_file
+from taskmix_composer.bank.opening import (
+    GRAM_TENSOR,
+    open_shards,
+    parts_digest,
+    read_manifest,
 )
-from taskmix_composer.bank.parse import parse_manifest
+from taskmix_composer.bank.records import Content, EntryRecord, PartRecord, PlaneRecord
+from taskmix_composer.bank.storage import loaded_parts
 from taskmix_composer.checkpoint import Checkpoint
 from taskmix_composer.errors import (
     BankFormatError,
@@ -31,22 +29,15 @@ from taskmix_composer.identity import (
     digest_reader,
     functional_config,
 )
-from taskmix_composer.mix import Mix, Term, layer_of
-from taskmix_composer.tensorfile import (
-    DTYPE_NAMES,
-    TensorFile,
-    TensorFileError,
-    tensor_bytes,
-)
-
-MAX_MANIFEST_BYTES = 1 << 30
+from taskmix_composer.mix import Mix
+from taskmix_composer.tensorfile import DTYPE_NAMES, TensorFile, tensor_digest
 
 
 class Bank:
     """A bank as it was when it was opened.
 
-    `revision` is sixteen hexadecimal digits that name its content; `entry_digests` maps tasks to
-    content digests, as `Mix.digest` takes them.
+    `revision` is sixteen hexadecimal digits that name its content; `entry_digests` and
+    `plane_digests` map names to content digests, as `Mix.digest` takes them.
 
     Every shard is mapped at opening, so later changes of the directory do not reach this object;
     deltas are read and checked one at a time.
@@ -57,8 +48,10 @@ class Bank:
         self.manifest = manifest
         self.base = manifest.base
         self.entries = manifest.entries
+        self.planes = manifest.planes
         self.revision = manifest.digest[:16]
         self.entry_digests = {name: entry.digest for name, entry in self.entries.items()}
+        self.plane_digests = {name: plane.digest for name, plane in self.planes.items()}
         self._shards = shards
 
     @classmethod
@@ -67,10 +60,7 @@ class Bank:
         manifest = read_manifest(path)
         while True:
             try:
-                shards = {
-                    name: _open_shard(path, name, entry) for name, entry in manifest.entries.items()
-                }
-                return cls(path, manifest, shards)
+                return cls(path, manifest, open_shards(path, manifest))
             except BankFormatError:
                 current = read_manifest(path)
                 if current == manifest:
@@ -83,19 +73,69 @@ class Bank:
             raise UnknownTaskError(f"the bank has no task {task!r}; it has {held}")
         return self.entries[task]
 
-    def read(self, task: str, tensor: str) -> EncodedDelta:
-        """A task's delta for one tensor among `entry(task).tensors`, its bytes verified."""
-        record = self.entry(task).tensors[tensor]
-        shard = self._shards[task]
-        parts = {part: shard.read(part_key(tensor, part)) for part in record.parts}
+    def plane(self, name: str) -> PlaneRecord:
+        if name not in self.planes:
+            held = ", ".join(sorted(self.planes)) or "none"
+            raise InvalidMixError(
+                f"the bank has no plane {name!r}; it has {held} (`bank merge --planes` makes them)"
+            )
+        return self.planes[name]
+
+    def read(self, task: str, tensor: str, shared: EncodedDelta | None = None) -> EncodedDelta:
+        """A task's delta for one tensor among `entry(task).tensors`, its bytes verified.
+
+        `shared` spares reading the delta it is coded over, for a caller that has it.
+        """
+        entry = self.entry(task)
+        if entry.shared and shared is None:
+            shared = self.read_shared(entry.shared, tensor)
+        return self._read(task, entry.content, tensor, shared)
+
+    def read_shared(self, digest: str, tensor: str) -> EncodedDelta | None:
+        """A shared vector's delta for one tensor, or None if it has none there."""
+        content = self.manifest.shared[digest].content
+        return self._read(SHARED_LABEL, content, tensor) if tensor in content.tensors else None
+
+    def read_exact(self, task: str, tensor: str) -> EncodedDelta:
+        """A task's archived tensor, of `entry(task).exact`."""
+        content = self.entry(task).exact
+        assert content is not None, "called for archived tasks only"
+        return self._read(task, content, tensor)
+
+    def read_plane(self, name: str, tensor: str) -> EncodedDelta | None:
+        """A plane's mask of one tensor, or None if it masks all of it out."""
+        content = self.plane(name).content
+        return self._read(name, content, tensor) if tensor in content.tensors else None
+
+    def read_gram(self) -> Tensor | None:
+        """The inner products of the decoded tasks, if the bank has them.
+
+        float64 [num_tensors, num_tasks, num_tasks]; tensors and tasks in the order of their names.
+        """
+        record = self.manifest.gram
+        if record is None:
+            return None
+        shard = self._shards[shard_file(GRAM_LABEL, record.digest)]
+        gram = shard.read(GRAM_TENSOR)
+        if tensor_digest(gram) != record.digest:
+            raise BankFormatError("the Gram table does not match its digest", path=shard.path)
+        return gram
+
+    def _read(
+        self, label: str, content: Content, tensor: str, shared: EncodedDelta | None = None
+    ) -> EncodedDelta:
+        record = content.tensors[tensor]
+        shard = self._shards[shard_file(label, content.digest)]
+        stored = {part: shard.read(part_key(tensor, part)) for part in record.parts}
         try:
-            if parts_digest(parts) != record.digest:
+            if parts_digest(stored) != record.digest:
                 raise BankFormatError("the stored bytes do not match their digest")
+            parts = loaded_parts(record, stored, shared)
             rows = parts.pop(ROWS, None)
-            return EncodedDelta(record.codec, record.shape, record.params, parts, rows)
+            return EncodedDelta(record.codec, record.shape, record.params, parts, rows, shared)
         except BankFormatError as error:
             raise BankFormatError(
-                f"{error}; restore the bank from a copy, or remove task {task} and add it again",
+                f"{error}; restore the bank from a copy, or remove task {label} and add it again",
                 path=shard.path,
                 tensor=tensor,
             ) from None
@@ -128,68 +168,8 @@ class Bank:
         self.check_places(mix)
 
     def check_places(self, mix: Mix) -> None:
-        """Refuse a mix that names a plane, layer or tensor that is not there."""
-        layers = {layer_of(tensor) for tensor in self.base.tensors}
-        for term in mix.terms:
-            _check_term(term, layers, self.base.tensors)
-
-
-def read_manifest(path: Path) -> Manifest:
-    """Read a bank directory's bank.json."""
-    file = path / MANIFEST_FILE
-    try:
-        if file.stat().st_size > MAX_MANIFEST_BYTES:
-            raise BankFormatError("the manifest is larger than 1 GiB", path=file)
-        content = file.read_bytes()
-    except OSError as error:
-        raise BankFormatError(
-            f"cannot be read ({error.strerror}); give a directory that `bank build` made", path=file
-        ) from None
-    return parse_manifest(content, file)
-
-
-def parts_digest(parts: Mapping[str, Tensor]) -> str:
-    """SHA-256 (hex) of parts' bytes in the order of their names."""
-    digest = hashlib.sha256()
-    for part in sorted(parts):
-        digest.update(tensor_bytes(parts[part]))
-    return digest.hexdigest()
-
-
-def _open_shard(path: Path, task: str, entry: EntryRecord) -> TensorFile:
-    """Map an entry's shard and check that it is laid out as the manifest says."""
-    file = path / SHARD_DIRECTORY / shard_file(task, entry.digest)
-    try:
-        shard = TensorFile(file)
-    except OSError as error:
-        raise BankFormatError(f"the shard cannot be read: {error.strerror}", path=file) from None
-    except TensorFileError as error:
-        raise BankFormatError(str(error), path=file) from None
-    if shard.num_bytes != entry.shard.num_bytes:
-        raise BankFormatError(
-            f"the shard has {shard.num_bytes} bytes, expected {entry.shard.num_bytes}", path=file
-        )
-    stored = {key: (DTYPE_NAMES[span.dtype], span.shape) for key, span in shard.spans.items()}
-    if shard.header_digest != entry.shard.header_digest or stored != dict(_parts(entry.tensors)):
-        raise BankFormatError("the shard's header does not match the manifest", path=file)
-    return shard
-
-
-def _parts(tensors: Mapping[str, DeltaRecord]) -> Iterable[tuple[str, tuple[str, tuple[int, ...]]]]:
-    for tensor, delta in tensors.items():
-        for part, record in delta.parts.items():
-            yield part_key(tensor, part), (record.dtype, record.shape)
-
-
-def _check_term(term: Term, layers: set[int | None], tensors: Mapping[str, object]) -> None:
-    if term.masks:
-        raise InvalidMixError(f"the bank has no plane {term.masks[0]!r}; leave masks out")
-    for layer, _ in term.by_layer:
-        if layer not in layers:
-            raise InvalidMixError(f"{term.task}: the base has no layer {layer}; leave it out")
-    for tensor, _ in term.by_tensor:
-        if tensor not in tensors:
-            raise InvalidMixError(
-                f"{term.task}: the base stores no tensor {tensor!r}; `bank inspect --json` lists "
-                "the names"
-            )
+        """Refuse a mix that names a plane, layer or tensor that is not there, or does not fit."""
+        check_places(mix, self.base.tensors)
+        for plane in mix.planes:
+            self.plane(plane)
+        check_bounds(mix, self.manifest)

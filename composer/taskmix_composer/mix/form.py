@@ -26,11 +26,12 @@ def read_terms(form: object) -> tuple[Term, ...]:
     """Read `{"terms": [...]}`."""
     if isinstance(form, Mapping) and "method" in form:
         raise InvalidMixError(
-            "merge methods are not available in this version; write the terms themselves, "
+            "only terms can stand here; methods are expanded by a server's requests and named "
+            "mixes, and by `taskmix export`. Write the terms themselves, "
             'as in {"terms": [{"task": "math", "coefficient": 0.6}]}'
         )
-    fields = _fields(form, "a mix", required={"terms"})
-    return tuple(_read_term(item) for item in _list(fields["terms"], "terms"))
+    fields = read_fields(form, "a mix", required={"terms"})
+    return tuple(_read_term(item) for item in read_list(fields["terms"], "terms"))
 
 
 def write_term(term: Term) -> dict[str, object]:
@@ -49,29 +50,31 @@ def write_term(term: Term) -> dict[str, object]:
 
 
 def _read_term(item: object) -> Term:
-    fields = _fields(item, "a term", required={"task"}, optional={"coefficient", "layers", "masks"})
-    task = _text(fields["task"], "task")
+    fields = read_fields(
+        item, "a term", required={"task"}, optional={"coefficient", "layers", "masks"}
+    )
+    task = read_text(fields["task"], "task")
     where = f"coefficient of {task}"
     coefficient = check_number(fields.get("coefficient", 1.0), where)
-    scales = _fields(
+    scales = read_fields(
         fields.get("layers", {}), "layers", optional={"default", "by_layer", "by_tensor"}
     )
 
     def scaled(scale: object) -> float:
         return check_number(coefficient * check_number(scale, f"a scale of {task}"), where)
 
-    by_layer = _mapping(scales.get("by_layer", {}), "by_layer")
-    by_tensor = _mapping(scales.get("by_tensor", {}), "by_tensor")
+    by_layer = read_mapping(scales.get("by_layer", {}), "by_layer")
+    by_tensor = read_mapping(scales.get("by_tensor", {}), "by_tensor")
     return Term(
         task,
         scaled(scales.get("default", 1.0)),
-        tuple(_text(mask, "a mask") for mask in _list(fields.get("masks", []), "masks")),
+        tuple(read_text(mask, "a mask") for mask in read_list(fields.get("masks", []), "masks")),
         tuple((_layer_number(layer), scaled(scale)) for layer, scale in by_layer.items()),
         tuple((tensor, scaled(scale)) for tensor, scale in by_tensor.items()),
     )
 
 
-def _fields(
+def read_fields(
     value: object,
     what: str,
     *,
@@ -79,7 +82,7 @@ def _fields(
     optional: frozenset[str] | set[str] = frozenset(),
 ) -> Mapping[str, object]:
     """Check that `value` is an object with these keys and no others."""
-    fields = _mapping(value, what)
+    fields = read_mapping(value, what)
     unknown = sorted(fields.keys() - required - optional)
     if unknown:
         known = ", ".join(sorted(required | optional))
@@ -90,19 +93,19 @@ def _fields(
     return fields
 
 
-def _mapping(value: object, what: str) -> Mapping[str, object]:
+def read_mapping(value: object, what: str) -> Mapping[str, object]:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise InvalidMixError(f"{what} must be a JSON object, got {value!r:.80}")
     return value
 
 
-def _list(value: object, what: str) -> list[object]:
+def read_list(value: object, what: str) -> list[object]:
     if not isinstance(value, list):
         raise InvalidMixError(f"{what} must be a JSON list, got {value!r:.80}")
     return value
 
 
-def _text(value: object, what: str) -> str:
+def read_text(value: object, what: str) -> str:
     if not isinstance(value, str):
         raise InvalidMixError(f"{what} must be a string, got {value!r:.80}")
     return value

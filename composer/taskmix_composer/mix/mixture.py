@@ -54,6 +54,12 @@ class Mix:
         return tuple(sorted({term.task for term in self.terms}))
 
     @property
+    def planes(self) -> tuple[str, ...]:
+        """The planes named in masks, sorted, each once."""
+        masks = {mask.removeprefix("!") for term in self.terms for mask in term.masks}
+        return tuple(sorted(masks))
+
+    @property
     def is_base(self) -> bool:
         """Whether this mix is the base model itself."""
         return not self.terms
@@ -66,17 +72,25 @@ class Mix:
         """The one text of this mix."""
         return _dump(self.to_json())
 
-    def digest(self, entry_digests: Mapping[str, str]) -> str:
-        """SHA-256 (hex) of this mix over the contents of the entries it names.
+    def digest(
+        self, entry_digests: Mapping[str, str], plane_digests: Mapping[str, str] | None = None
+    ) -> str:
+        """SHA-256 (hex) of this mix over the contents of the entries and planes it names.
 
-        `entry_digests` maps task names to content digests and may name more tasks than the mix.
+        Both map names to content digests and may name more than the mix does.
         """
         for task in self.tasks:
             if task not in entry_digests:
                 raise UnknownTaskError(f"the bank has no task {task!r}")
         entries = {task: entry_digests[task] for task in self.tasks}
-        identity = _dump({"mix": self.to_json(), "entries": entries})
-        return hashlib.sha256(identity.encode()).hexdigest()
+        identity: dict[str, object] = {"mix": self.to_json(), "entries": entries}
+        if self.planes:
+            known = plane_digests or {}
+            for plane in self.planes:
+                if plane not in known:
+                    raise InvalidMixError(f"the bank has no plane {plane!r}")
+            identity["planes"] = {plane: known[plane] for plane in self.planes}
+        return hashlib.sha256(_dump(identity).encode()).hexdigest()
 
     def __str__(self) -> str:
         """The expression of this mix, or its JSON where an expression cannot say it."""

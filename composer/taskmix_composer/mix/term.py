@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TypeVar
@@ -101,38 +101,41 @@ class Term:
 
     def coefficient_for(self, tensor: str) -> float:
         """The coefficient of this task's delta for one tensor of the model."""
+        return self.coefficients_for((tensor,))[0]
+
+    def coefficients_for(self, tensors: Sequence[str]) -> list[float]:
+        """The coefficients of this task's deltas for these tensors, in their order."""
         by_layer = dict[int | None, float](self.by_layer)
-        inherited = by_layer.get(layer_of(tensor), self.coefficient)
-        return dict(self.by_tensor).get(tensor, inherited)
+        by_tensor = dict(self.by_tensor)
+        return [
+            by_tensor.get(tensor, by_layer.get(layer_of(tensor), self.coefficient))
+            for tensor in tensors
+        ]
 
 
 def add_terms(terms: Iterable[Term]) -> Term:
     """The pointwise sum of terms that share a task and masks, each value rounded once."""
     addends = tuple(terms)
-    layers = {layer for term in addends for layer, _ in term.by_layer}
-    tensors = {tensor for term in addends for tensor, _ in term.by_tensor}
+    layers = sorted({layer for term in addends for layer, _ in term.by_layer})
+    tensors = sorted({tensor for term in addends for tensor, _ in term.by_tensor})
     task = addends[0].task
+
+    def sums(names: Sequence[str]) -> list[float]:
+        columns = zip(*(term.coefficients_for(names) for term in addends), strict=True)
+        return [_exact_sum(column) for column in columns]
+
     return Term(
         task,
-        _exact_sum(task, (term.coefficient for term in addends)),
+        _exact_sum(term.coefficient for term in addends),
         addends[0].masks,
-        tuple(
-            (layer, _exact_sum(task, (term.coefficient_for(f"layers.{layer}") for term in addends)))
-            for layer in layers
-        ),
-        tuple(
-            (tensor, _exact_sum(task, (term.coefficient_for(tensor) for term in addends)))
-            for tensor in tensors
-        ),
+        tuple(zip(layers, sums([f"layers.{layer}" for layer in layers]), strict=True)),
+        tuple(zip(tensors, sums(tensors), strict=True)),
     )
 
 
-def _exact_sum(task: str, values: Iterable[float]) -> float:
-    """A sum that does not depend on the order of its addends."""
-    try:
-        return float(sum(map(Fraction, values), Fraction()))
-    except OverflowError:
-        raise InvalidMixError(f"the coefficients of {task} add up to more than float64") from None
+def _exact_sum(values: Iterable[float]) -> float:
+    """A sum that does not depend on the order of its addends, each of them within float32."""
+    return float(sum(map(Fraction, values), Fraction()))
 
 
 def _overrides(pairs: tuple[tuple[Key, float], ...], where: str) -> dict[Key, float]:

@@ -24,7 +24,7 @@ class Verb:
 
 VERBS: Mapping[str, Verb] = {
     "bank": Verb("taskmix_server.cli.bank:bank", "composer", "Build, change and check banks."),
-    "export": Verb("taskmix_server.cli.bank:export", "composer", "Write a mix as a checkpoint."),
+    "export": Verb("taskmix_server.cli.export:export", "composer", "Write a mix as a checkpoint."),
     "serve": Verb("taskmix_server.cli.serve:serve", "server", "Serve a base and its bank."),
     "generate": Verb("taskmix_server.cli.remote:generate", "", "Ask a server for text."),
     "tasks": Verb("taskmix_server.cli.remote:tasks", "", "List, load and unload tasks."),

@@ -5,19 +5,28 @@ from typing import Any
 import click
 
 from taskmix_composer.bank import Bank
-from taskmix_composer.bank.manifest import EntryRecord, TensorRecord
-from taskmix_composer.tensorfile import DTYPES
+from taskmix_composer.bank.records import Derivation, EntryRecord, PlaneRecord, SharedRecord
 from taskmix_server.cli.table import print_table
 
 
 def summary(bank: Bank) -> dict[str, Any]:
-    """A bank's content in numbers: bytes as stored, bits per parameter of the base."""
-    checkpoint_bytes = sum(_num_bytes(tensor) for tensor in bank.base.tensors.values())
+    """A bank's content in numbers.
+
+    `bytes` is what lies on disk, `resident_bytes` what a server holds of it, entropy coding undone
+    and before it materialises anything. A task's `bits_per_parameter` of the base has no share of
+    the vector that it is coded over, nor its archive.
+    """
+    checkpoint_bytes = sum(tensor.num_bytes for tensor in bank.base.tensors.values())
     num_parameters = bank.base.num_parameters
     tasks = {
         name: _entry_summary(entry, num_parameters, checkpoint_bytes)
         for name, entry in sorted(bank.entries.items())
     }
+    shared = {
+        digest[:16]: _shared_summary(record) for digest, record in bank.manifest.shared.items()
+    }
+    planes = {name: _plane_summary(plane) for name, plane in sorted(bank.planes.items())}
+    parts = [*tasks.values(), *shared.values(), *planes.values()]
     return {
         "path": str(bank.path),
         "revision": bank.revision,
@@ -30,19 +39,42 @@ def summary(bank: Bank) -> dict[str, Any]:
             "tensors": sorted(bank.base.tensors),
         },
         "tasks": tasks,
-        "planes": [],
-        "bytes": sum(task["bytes"] for task in tasks.values()),
+        "shared": shared,
+        "planes": planes,
+        "bytes": sum(part["bytes"] for part in parts),
+        "archive_bytes": sum(task["archive_bytes"] for task in tasks.values()),
+        "resident_bytes": sum(part["resident_bytes"] for part in parts),
     }
 
 
 def print_summary(fields: dict[str, Any]) -> None:
-    """Print a summary as a table of tasks with the base above it."""
+    """Print a summary as tables of tasks, shared vectors and planes with the base above them."""
     base = fields["base"]
     click.echo(f"bank {fields['path']}, revision {fields['revision']}")
     click.echo(
         f"base {base['model_type']} {base['digest'][:16]}, {base['num_parameters']} parameters, "
         f"{base['bytes']} bytes"
     )
+    _print_tasks(fields["tasks"])
+    for digest, shared in fields["shared"].items():
+        click.echo(
+            f"shared {digest}: {shared['scheme']} for {', '.join(shared['tasks'])}; "
+            f"{shared['bytes']} bytes, {shared['resident_bytes']} resident"
+        )
+    for name, plane in fields["planes"].items():
+        click.echo(
+            f"plane {name}: {plane['method']}, density {plane['density']:.4f}, for "
+            f"{', '.join(plane['tasks'])}; {plane['bytes']} bytes, "
+            f"{plane['resident_bytes']} resident"
+        )
+    click.echo(
+        f"{fields['bytes']} bytes, {fields['resident_bytes']} resident when all are loaded; "
+        f"archives {fields['archive_bytes']} bytes"
+    )
+
+
+def _print_tasks(tasks: dict[str, Any]) -> None:
+    header = ("task", "scheme", "bytes", "bits/parameter", "of checkpoint", "resident", "archive")
     rows = [
         (
             name,
@@ -50,30 +82,50 @@ def print_summary(fields: dict[str, Any]) -> None:
             str(task["bytes"]),
             f"{task['bits_per_parameter']:.2f}",
             f"{task['checkpoint_ratio']:.1%}",
+            str(task["resident_bytes"]),
+            str(task["archive_bytes"] or "none"),
             task["source"],
         )
-        for name, task in fields["tasks"].items()
+        for name, task in tasks.items()
     ]
-    print_table(("task", "scheme", "bytes", "bits/parameter", "of checkpoint", "source"), rows)
-    planes = ", ".join(fields["planes"]) or "none"
-    click.echo(f"planes: {planes}; {fields['bytes']} bytes of deltas")
+    print_table((*header, "source"), rows)
 
 
 def _entry_summary(
     entry: EntryRecord, num_parameters: int, checkpoint_bytes: int
 ) -> dict[str, Any]:
-    num_bytes = entry.shard.num_bytes
+    num_bytes = entry.content.shard.num_bytes
+    is_derived = isinstance(entry.provenance, Derivation)
     return {
         "scheme": entry.scheme,
         "digest": entry.digest,
         "bytes": num_bytes,
         "bits_per_parameter": 8 * num_bytes / num_parameters,
         "checkpoint_ratio": num_bytes / checkpoint_bytes,
+        "resident_bytes": entry.content.resident_bytes,
+        "archive_bytes": entry.archive.shard.num_bytes if entry.archive else 0,
+        "shared": entry.shared[:16],
         "num_tensors": len(entry.tensors),
         "source": entry.provenance.source,
         "source_dtype": entry.provenance.dtype,
+        "is_derived": is_derived,
     }
 
 
-def _num_bytes(tensor: TensorRecord) -> int:
-    return tensor.num_parameters * DTYPES[tensor.dtype].itemsize
+def _shared_summary(shared: SharedRecord) -> dict[str, Any]:
+    return {
+        "scheme": shared.scheme,
+        "tasks": sorted(shared.derivation.bound),
+        "bytes": shared.content.shard.num_bytes,
+        "resident_bytes": shared.content.resident_bytes,
+    }
+
+
+def _plane_summary(plane: PlaneRecord) -> dict[str, Any]:
+    return {
+        "method": plane.derivation.method,
+        "tasks": sorted(plane.derivation.bound),
+        "density": plane.density,
+        "bytes": plane.content.shard.num_bytes,
+        "resident_bytes": plane.content.resident_bytes,
+    }

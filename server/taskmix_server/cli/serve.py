@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from taskmix_server.engine.config import EngineConfig
+from taskmix_server.engine.config import DELTA_CACHE_BYTES, EngineConfig
 from taskmix_server.settings import (
     Settings,
     default_cache,
@@ -39,6 +39,13 @@ DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 )
 @click.option("--max-model-len", type=click.IntRange(1), help="Tokens of prompt and answer.")
 @click.option("--kv-cache-memory", type=click.IntRange(1), help="Bytes for keys and values.")
+@click.option(
+    "--delta-cache-memory",
+    type=click.IntRange(0),
+    default=DELTA_CACHE_BYTES,
+    show_default=True,
+    help="Bytes for dense forms of coded deltas; what does not fit is decoded at each use.",
+)
 @click.option("--served-model-name", help="The base's name in `model`; its directory's if absent.")
 @click.option("--max-num-seqs", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--max-num-batched-tokens", type=click.IntRange(1), help="Tokens of one step.")
@@ -52,6 +59,7 @@ def serve(
     grpc_port: int,
     http_port: int,
     kv_cache_memory: int | None,
+    delta_cache_memory: int,
     **engine: Any,
 ) -> None:
     """Serve a base and its bank over gRPC and HTTP until SIGTERM.
@@ -67,6 +75,7 @@ def serve(
         base,
         bank,
         kv_cache_memory_bytes=kv_cache_memory,
+        delta_cache_bytes=delta_cache_memory,
         digest_cache=default_cache() / "digests.json",
         **engine,
     )

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from taskmix_composer.mix import Mix
+from taskmix_composer.recipe import Recipe
 from taskmix_server.errors import InvalidRequestError
 
 MAX_COMPLETIONS = 128
@@ -38,7 +39,7 @@ class ExperimentTarget:
     subject: str
 
 
-Target = Mix | NamedMix | ExperimentTarget
+Target = Mix | Recipe | NamedMix | ExperimentTarget
 """Which weights answer; the empty mix is the base alone."""
 
 

@@ -1,7 +1,7 @@
 """A mix bound to the content it names: what is cached, batched and reported."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from taskmix_composer.mix import Mix
 
@@ -10,8 +10,8 @@ from taskmix_composer.mix import Mix
 class Variant:
     """A resolved mix.
 
-    digest: covers the canonical mix and the content digest of every entry it names, so equal
-        digests mean equal weights. entries: content digest by task.
+    digest: covers the canonical mix and the content digest of every entry and plane it names, so
+        equal digests mean equal weights. entries, planes: content digest by task and by plane.
     """
 
     mix: Mix
@@ -19,6 +19,7 @@ class Variant:
     entries: Mapping[str, str]
     bank_revision: str
     changes_head: bool = False
+    planes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_base(self) -> bool:

@@ -28,11 +28,30 @@ class EngineLoad:
     used_kv_blocks: int
 
 
+@dataclass(frozen=True, slots=True)
+class DeltaMemory:
+    """Bytes that deltas take in the engine.
+
+    tasks, shared, planes: of coded deltas, of the vectors that they are coded over, and of masks.
+    cache: of dense forms made of them, out of `cache_limit`; `cache_hits` and `cache_misses` count
+    how often a dense form was there or was made for a step.
+    """
+
+    tasks: int = 0
+    shared: int = 0
+    planes: int = 0
+    cache: int = 0
+    cache_limit: int = 0
+    cache_hits: int = 0
+    cache_misses: int = 0
+
+
 class Engine(Protocol):
     """Runs tokens under registered variants. Tasks are named by content digest."""
 
     async def load_task(self, name: str, digest: str) -> int:
-        """Hold a task's deltas; returns their bytes. Repeating it is harmless."""
+        """Hold a task's coded deltas; returns their bytes, without those of a vector that it
+        shares with others. Repeating it is harmless."""
 
     async def unload_task(self, digest: str) -> None:
         """Let a task's deltas go. No registered variant may name it."""
@@ -42,6 +61,9 @@ class Engine(Protocol):
 
     async def forget_variant(self, variant: Variant) -> None:
         """Drop a variant that no request in flight uses."""
+
+    async def memory(self) -> DeltaMemory:
+        """What deltas take in the engine now."""
 
     def generate(
         self,

@@ -6,6 +6,9 @@ from pathlib import Path
 CONFIG_KEY = "taskmix"
 """The key of vLLM's `additional_config` under which taskmix finds its own settings."""
 
+DELTA_CACHE_BYTES = 8 * 2**30
+"""What dense forms of coded deltas may take where nothing else was chosen."""
+
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
@@ -13,7 +16,8 @@ class EngineConfig:
 
     device: "auto", "cpu" or "cuda". dtype: "auto" is the base checkpoint's own dtype, float32
     included. served_model_name: None is the base directory's name. digest_cache: a file that
-    spares hashing the base at every start.
+    spares hashing the base at every start. delta_cache_bytes: for dense forms of coded deltas;
+    what does not fit is decoded at each use, which is slow and otherwise the same.
     """
 
     base: Path
@@ -28,6 +32,7 @@ class EngineConfig:
     served_model_name: str | None = None
     seed: int = 0
     digest_cache: Path | None = None
+    delta_cache_bytes: int = DELTA_CACHE_BYTES
 
     @property
     def model_name(self) -> str:

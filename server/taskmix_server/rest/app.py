@@ -46,6 +46,12 @@ def build_app(
         status = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE
         return PlainTextResponse("ready\n" if ready else "not ready\n", status)
 
+    async def metrics(request: Request) -> Response:
+        """Prometheus text: ours and vLLM's."""
+        await bank.tasks.memory.refresh()
+        body = prometheus_client.generate_latest()
+        return Response(body, media_type=prometheus_client.CONTENT_TYPE_LATEST)
+
     def lifespan(app: Starlette) -> AbstractAsyncContextManager[None]:
         context: AbstractAsyncContextManager[None] = vllm_app.router.lifespan_context(vllm_app)
         return context
@@ -63,12 +69,6 @@ def build_app(
     )
     app.router.redirect_slashes = False
     return app
-
-
-async def metrics(request: Request) -> Response:
-    """Prometheus text: ours and vLLM's."""
-    body = prometheus_client.generate_latest()
-    return Response(body, media_type=prometheus_client.CONTENT_TYPE_LATEST)
 
 
 async def is_alive(request: Request) -> Response:

@@ -11,7 +11,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from taskmix_composer.errors import ComposerError
-from taskmix_composer.mix import Mix
+from taskmix_composer.recipe import mix_from_json
 from taskmix_server.domain.generation import MAX_COMPLETIONS, ExperimentTarget, Target
 from taskmix_server.domain.variant import Variant
 from taskmix_server.engine.vllm.engine import VllmEngine
@@ -76,7 +76,7 @@ class GenerationRoute:
     async def _target(self, body: Body, name: str) -> Target:
         structured = body.pop("task_mix", None)
         if structured is not None:
-            return Mix.from_json(structured)
+            return mix_from_json(structured)
         target = await self._inference.find(name, self._base_name)
         if isinstance(target, ExperimentTarget):
             return ExperimentTarget(target.name, str(body.get("user") or ""))

@@ -29,6 +29,10 @@ STATUS: Mapping[type[Exception], HTTPStatus] = {
     composer.BankExistsError: HTTPStatus.CONFLICT,
     composer.BankBusyError: HTTPStatus.CONFLICT,
     composer.BankFormatError: HTTPStatus.CONFLICT,
+    composer.InvalidMethodError: HTTPStatus.BAD_REQUEST,
+    composer.InvalidPlanError: HTTPStatus.BAD_REQUEST,
+    composer.UnarchivedError: HTTPStatus.CONFLICT,
+    composer.MissingGramError: HTTPStatus.CONFLICT,
     composer.BaseMismatchError: HTTPStatus.CONFLICT,
     composer.CheckpointError: HTTPStatus.CONFLICT,
 }

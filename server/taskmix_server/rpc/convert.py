@@ -4,6 +4,7 @@ from typing import Any
 
 from taskmix.v1 import bank_pb2, common_pb2, inference_pb2
 from taskmix_composer.mix import Mix
+from taskmix_composer.recipe import Recipe, parse_mix
 from taskmix_server.domain.generation import (
     ChatMessage,
     Completion,
@@ -58,12 +59,12 @@ def to_sampling(message: inference_pb2.Sampling) -> SamplingOptions:
     return SamplingOptions(**present)
 
 
-def to_mix(message: common_pb2.Mix) -> Mix:
+def to_mix(message: common_pb2.Mix) -> Mix | Recipe:
     """Raises InvalidMixError."""
     if message.HasField("terms"):
         return Mix.from_json({"terms": [_term_json(term) for term in message.terms.terms]})
     if message.HasField("expression"):
-        return Mix.parse(message.expression)
+        return parse_mix(message.expression)
     return Mix()
 
 

@@ -34,6 +34,10 @@ STATUS: Mapping[type[Exception], StatusCode] = {
     composer.BankExistsError: StatusCode.ALREADY_EXISTS,
     composer.BankBusyError: StatusCode.FAILED_PRECONDITION,
     composer.BankFormatError: StatusCode.FAILED_PRECONDITION,
+    composer.InvalidMethodError: StatusCode.INVALID_ARGUMENT,
+    composer.InvalidPlanError: StatusCode.INVALID_ARGUMENT,
+    composer.UnarchivedError: StatusCode.FAILED_PRECONDITION,
+    composer.MissingGramError: StatusCode.FAILED_PRECONDITION,
     composer.BaseMismatchError: StatusCode.FAILED_PRECONDITION,
     composer.CheckpointError: StatusCode.FAILED_PRECONDITION,
 }

@@ -13,13 +13,14 @@ from functools import partial
 from pathlib import Path
 
 from taskmix_composer.bank import Bank
-from taskmix_composer.bank.manifest import EntryRecord
+from taskmix_composer.bank.records import EntryRecord
 from taskmix_composer.checkpoint import HEAD
 from taskmix_composer.errors import BaseMismatchError, UnknownTaskError
 from taskmix_composer.mix import Mix
 from taskmix_server.engine.base import Engine
 from taskmix_server.errors import NotFoundError
 from taskmix_server.runtime.changes import Changes
+from taskmix_server.runtime.memory import MemoryReading
 
 
 class TaskState(Enum):
@@ -72,6 +73,7 @@ class TaskRegistry:
         self._loading: set[str] = set()
         self._changes = Changes()
         self.before_retire: Retire | None = None
+        self.memory = MemoryReading(engine)
 
     async def load(self, name: str) -> TaskStatus:
         """Make the task of the bank directory, as it is now, what `name` means.
@@ -130,7 +132,7 @@ class TaskRegistry:
         return TaskStatus(
             name=name,
             scheme=entry.scheme if entry else "",
-            num_bytes=entry.shard.num_bytes if entry else 0,
+            num_bytes=entry.num_bytes if entry else 0,
             resident_bytes=held.num_bytes if held else 0,
             digest=digest,
             state=self._state(name, held),
@@ -144,7 +146,7 @@ class TaskRegistry:
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes of deltas that the engine holds."""
+        """Bytes of coded deltas that the engine holds, without the vectors that they share."""
         return sum(held.num_bytes for held in self._held.values())
 
     def _state(self, name: str, held: _Held | None) -> TaskState:

@@ -1,13 +1,14 @@
 """Mixes made ready in the engine: resolved, registered once, kept while used, bounded."""
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from taskmix_composer.mix import Mix
 from taskmix_server.domain.variant import Variant
 from taskmix_server.engine.base import Engine
+from taskmix_server.errors import FailedPreconditionError
 from taskmix_server.runtime.changes import Changes
 from taskmix_server.runtime.tasks import TaskRegistry
 
@@ -50,16 +51,19 @@ class VariantCache:
             self._tasks.release(variant.entries.values())
 
     def resolve(self, mix: Mix) -> Variant:
-        """Bind a mix to the content its tasks mean now."""
+        """Bind a mix to the content that its tasks and planes mean now."""
         bank = self._tasks.bank
         digests = self._tasks.digests(mix)
         bank.check_places(mix)
+        _check_masked(mix, digests, bank.entry_digests)
+        planes = {plane: bank.plane_digests[plane] for plane in mix.planes}
         return Variant(
             mix=mix,
-            digest=mix.digest(digests),
+            digest=mix.digest(digests, planes),
             entries=digests,
             bank_revision=bank.revision,
             changes_head=any(map(self._tasks.changes_head, digests.values())),
+            planes=planes,
         )
 
     def __len__(self) -> int:
@@ -97,3 +101,13 @@ class VariantCache:
         leaving = [self._ready.pop(digest).variant for digest in digests if digest in self._ready]
         for variant in leaving:
             await self._engine.forget_variant(variant)
+
+
+def _check_masked(mix: Mix, loaded: Mapping[str, str], stored: Mapping[str, str]) -> None:
+    """Refuse planes over a task that is no longer the bank's: they were elected for its content."""
+    for term in mix.terms:
+        if term.masks and loaded[term.task] != stored.get(term.task):
+            raise FailedPreconditionError(
+                f"task {term.task!r} changed in the bank after it was loaded, and the bank's "
+                f"planes may mean its new content; `taskmix tasks load {term.task}` loads that"
+            )

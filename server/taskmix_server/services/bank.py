@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 from taskmix_composer.errors import ComposerError
 from taskmix_composer.mix import Mix
+from taskmix_composer.recipe import Recipe
 from taskmix_server.errors import NotFoundError
 from taskmix_server.runtime.mixes import NamedMixRecord, NamedMixStore
+from taskmix_server.runtime.recipes import RecipeExpander
 from taskmix_server.runtime.tasks import TaskRegistry, TaskStatus
 from taskmix_server.runtime.variants import VariantCache
 
@@ -25,6 +27,7 @@ class BankService:
 
     tasks: TaskRegistry
     variants: VariantCache
+    recipes: RecipeExpander
     mixes: NamedMixStore
 
     @property
@@ -41,8 +44,12 @@ class BankService:
     async def unload_task(self, name: str) -> TaskStatus:
         return await self.tasks.unload(name)
 
-    async def register_mix(self, name: str, mix: Mix) -> DescribedMix:
-        """Name a mix that can be served now; NotFoundError if a task it names is not loaded."""
+    async def register_mix(self, name: str, wanted: Mix | Recipe) -> DescribedMix:
+        """Name a mix that can be served now; NotFoundError if a task it names is not loaded.
+
+        A recipe is expanded once: the name keeps its terms, whatever the bank becomes.
+        """
+        mix = await self.recipes.expand(wanted)
         self.variants.resolve(mix)
         return self._described(await asyncio.to_thread(self.mixes.register, name, mix))
 

@@ -7,6 +7,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 
 from taskmix_composer.mix import Mix
+from taskmix_composer.recipe import Recipe, parse_mix
 from taskmix_server.domain.generation import (
     Completion,
     ExperimentTarget,
@@ -23,6 +24,7 @@ from taskmix_server.domain.variant import Variant
 from taskmix_server.engine.base import Engine, EngineChunk
 from taskmix_server.errors import InvalidRequestError, NotFoundError, UnavailableError
 from taskmix_server.runtime.mixes import NamedMixStore
+from taskmix_server.runtime.recipes import RecipeExpander
 from taskmix_server.runtime.state import ServerState
 from taskmix_server.runtime.variants import VariantCache
 from taskmix_server.telemetry.metrics import Metrics
@@ -41,6 +43,7 @@ class InferenceService:
 
     engine: Engine
     variants: VariantCache
+    recipes: RecipeExpander
     mixes: NamedMixStore
     metrics: Metrics
     state: ServerState
@@ -124,7 +127,7 @@ class InferenceService:
             return NamedMix(model)
         if model.startswith("experiment:"):
             return ExperimentTarget(model.removeprefix("experiment:"), subject="")
-        return Mix.parse(model)
+        return parse_mix(model)
 
     async def _resolve(self, target: Target) -> tuple[Mix, str]:
         match target:
@@ -133,8 +136,8 @@ class InferenceService:
                 return record.mix, ""
             case ExperimentTarget(name):
                 raise NotFoundError(f"no experiment is named {name!r}")
-            case Mix():
-                return target, ""
+            case Mix() | Recipe():
+                return await self.recipes.expand(target), ""
 
 
 def check_head(variant: Variant, *, wants_prompt_logprobs: bool) -> None:

@@ -11,6 +11,7 @@ from taskmix_composer.build import build_bank
 from taskmix_composer.checkpoint import Checkpoint
 from taskmix_composer.config import Scheme
 from taskmix_composer.export import export_checkpoint
+from taskmix_composer.forms import Forms
 from taskmix_composer.mix import Mix
 
 # Both sides multiply and add in float32, in different orders.
@@ -49,7 +50,7 @@ def test_an_exported_adapter_equals_its_merged_model(
     adapted.save_pretrained(tuned)
     merged = adapted.merge_and_unload().state_dict()
 
-    bank = build_bank(base, {"lora": tuned}, Scheme("int4"), tmp_path / "bank")
+    bank = build_bank(base, {"lora": tuned}, Forms(Scheme("int4")), tmp_path / "bank")
     assert len(bank.entry("lora").tensors) == 4
     export_checkpoint(bank, Checkpoint.open(base), Mix.parse("lora"), tmp_path / "out")
     exported = LlamaForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)

@@ -6,6 +6,7 @@ import pytest
 
 from taskmix_composer.build import build_bank
 from taskmix_composer.config import Scheme
+from taskmix_composer.forms import Forms
 from tests.unit.composer.models import (
     make_factors,
     make_weights,
@@ -43,5 +44,5 @@ def adapter(tmp_path: Path) -> Path:
 def bank(tmp_path: Path, base: Path, math: Path, code: Path) -> Path:
     """A dense bank of both fine-tunes."""
     path = tmp_path / "bank"
-    build_bank(base, {"math": math, "code": code}, Scheme("dense"), path)
+    build_bank(base, {"math": math, "code": code}, Forms(Scheme("dense")), path)
     return path

@@ -11,6 +11,7 @@ import torch
 
 from taskmix_composer.build import build_bank
 from taskmix_composer.config import Scheme
+from taskmix_composer.forms import Forms
 
 
 def anonymous_bytes() -> int:
@@ -34,7 +35,7 @@ def main() -> None:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    build_bank(Path(base), {"task": Path(tuned)}, Scheme(scheme), Path(out))
+    build_bank(Path(base), {"task": Path(tuned)}, Forms(Scheme(scheme)), Path(out))
     finished.set()
     watcher.join()
     sys.stdout.write(f"{peak - start}\n")

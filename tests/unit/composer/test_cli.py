@@ -46,12 +46,12 @@ def test_build_add_remove_inspect_verify(
     fields = json.loads(run("bank", "inspect", path, "--json").stdout)
     opened = Bank.open(path)
     num_parameters = sum(tensor.numel() for tensor in make_weights().values())
-    num_bytes = opened.entry("math").shard.num_bytes
+    num_bytes = opened.entry("math").num_bytes
     assert fields["revision"] == opened.revision
     assert fields["base"]["num_parameters"] == num_parameters
     assert fields["base"]["bytes"] == 2 * num_parameters
     assert fields["base"]["digest"] == opened.base.digest
-    assert fields["planes"] == []
+    assert fields["planes"] == {}
     assert fields["tasks"].keys() == {"math", "code"}
     assert fields["tasks"]["math"]["bytes"] == num_bytes
     assert fields["tasks"]["math"]["bits_per_parameter"] == 8 * num_bytes / num_parameters
@@ -61,7 +61,7 @@ def test_build_add_remove_inspect_verify(
     table = run("bank", "inspect", path).stdout
     assert f"revision {opened.revision}" in table
     assert "math  int8(group=64)" in table
-    assert "planes: none" in table
+    assert "resident when all are loaded; archives 0 bytes" in table
 
     verified = run("bank", "verify", path, "--base", base, "--against", f"math={math}")
     assert verified.exit_code == 0
@@ -94,8 +94,8 @@ def test_requests_that_cannot_be_met_exit_with_1(
 ) -> None:
     out = tmp_path / "out"
     task = ("--base", base, "--task", f"a={math}")
-    assert "'rtvq' is not available" in refused(
-        "bank", "build", *task, "--scheme", "rtvq(base=3,offset=2)", "--out", out
+    assert "base is one of 8, 4, 3, 2, got 5" in refused(
+        "bank", "build", *task, "--scheme", "rtvq(base=5,offset=2)", "--out", out
     )
     assert "exists already" in refused("bank", "build", *task, "--out", bank)
     assert "config.json is missing" in refused(
@@ -153,5 +153,5 @@ def test_defects_leave_no_traceback(bank: Path, monkeypatch: pytest.MonkeyPatch)
     def broken(*arguments: object) -> None:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr("taskmix_server.cli.bank.verify_bank", broken)
+    monkeypatch.setattr("taskmix_server.cli.examine.verify_bank", broken)
     assert "ZeroDivisionError" in refused("bank", "verify", bank)

@@ -9,7 +9,7 @@ from taskmix_composer.errors import BankFormatError
 from taskmix_composer.quant import encode, lowrank
 
 MATRIX = torch.linspace(-1, 1, 24).view(4, 6)
-AFFINE = encode(MATRIX, Scheme("int4", 4))
+AFFINE = encode(MATRIX, Scheme.of("int4", group=4))
 DENSE = encode(MATRIX, Scheme("dense"))
 LOWRANK = lowrank.encode(torch.ones(2, 6), torch.ones(4, 2), 0.5)
 

@@ -25,6 +25,7 @@ by_tensor = st.dictionaries(st.sampled_from(TENSORS), exact, max_size=3).map(
 )
 terms = st.builds(Term, names, exact, masks, by_layer, by_tensor)
 mixes = st.lists(terms, max_size=6).map(lambda drawn: Mix(tuple(drawn)))
+PLANES = {name: f"digest of {name}" for name in ["m", "p", "q", "tall.a", "tall.b"]}
 DIGESTS = {name: f"digest of {name}" for name in ["a", "b", "math", "x-1.y_2"]}
 
 
@@ -65,7 +66,7 @@ def test_mixes_are_equal_exactly_if_their_effects_are(one: Mix, other: Mix) -> N
     is_same = all(effect(one, tensor) == effect(other, tensor) for tensor in probes)
     assert (one == other) == is_same
     assert (one.canonical_json() == other.canonical_json()) == is_same
-    assert (one.digest(DIGESTS) == other.digest(DIGESTS)) == is_same
+    assert (one.digest(DIGESTS, PLANES) == other.digest(DIGESTS, PLANES)) == is_same
 
 
 @given(mixes)
@@ -97,10 +98,10 @@ def test_default_folds_into_the_coefficient(
 
 @given(mixes)
 def test_digest_depends_on_the_entries_it_names_and_no_others(mix: Mix) -> None:
-    digest = mix.digest(DIGESTS)
-    assert mix.digest({**DIGESTS, "unnamed": "anything"}) == digest
+    digest = mix.digest(DIGESTS, PLANES)
+    assert mix.digest({**DIGESTS, "unnamed": "anything"}, PLANES) == digest
     for task in mix.tasks:
-        assert mix.digest({**DIGESTS, task: "other content"}) != digest
+        assert mix.digest({**DIGESTS, task: "other content"}, PLANES) != digest
 
 
 def test_canonical_json_is_golden() -> None:
@@ -219,3 +220,13 @@ def test_coefficients_beyond_float32_are_refused(number: float) -> None:
         Mix.of({"math": number})
     with pytest.raises(InvalidMixError, match="within float32"):
         Mix((Term("math", MAX_NUMBER), Term("math", MAX_NUMBER)))
+
+
+def test_the_digest_depends_on_the_planes_it_names() -> None:
+    mix = Mix((Term("a", 1.0, ("p", "!q")),))
+    assert mix.planes == ("p", "q")
+    assert mix.digest(DIGESTS, PLANES) == mix.digest(DIGESTS, {**PLANES, "r": "unnamed"})
+    assert mix.digest(DIGESTS, PLANES) != mix.digest(DIGESTS, {**PLANES, "q": "other content"})
+    assert mix.digest(DIGESTS, PLANES) != Mix((Term("a", 1.0, ("p", "q")),)).digest(DIGESTS, PLANES)
+    with pytest.raises(InvalidMixError, match="no plane 'q'"):
+        mix.digest(DIGESTS, {"p": "0"})

@@ -98,7 +98,7 @@ def test_any_text_parses_or_is_refused(text: str) -> None:
         ({}, "lacks its field 'terms'"),
         ({"terms": {}}, "terms must be a JSON list"),
         ({"terms": [], "x": 1}, "no field 'x'"),
-        ({"method": "ties", "tasks": ["a"]}, "merge methods are not available"),
+        ({"method": "ties", "tasks": ["a"]}, "only terms can stand here"),
         ({"terms": [3]}, "a term must be a JSON object"),
         ({"terms": [{"coefficient": 1}]}, "lacks its field 'task'"),
         ({"terms": [{"task": 3}]}, "task must be a string"),

@@ -11,6 +11,7 @@ from taskmix_composer.errors import (
     CheckpointError,
     UnknownTaskError,
 )
+from taskmix_composer.forms import Forms
 from taskmix_composer.quant import decode
 from taskmix_composer.verify import verify_bank
 from tests.unit.composer.models import EMBEDDING, NORM, QUERY, make_weights, save_model, tuned
@@ -25,7 +26,7 @@ def test_an_intact_bank_is_counted(bank: Path, base: Path) -> None:
 
 
 def test_errors_are_relative_to_the_original(bank: Path, base: Path, math: Path) -> None:
-    changed = add_task(bank, base, "coarse", math, Scheme("int2", 16))
+    changed = add_task(bank, base, "coarse", math, Forms(Scheme.of("int2", group=16)))
     report = verify_bank(bank, base, {"math": math, "coarse": math})
     dense, coarse = report.errors
     assert dense.relative_l2 == 0.0
@@ -46,7 +47,7 @@ def test_another_original_shows(tmp_path: Path, base: Path) -> None:
     weights = make_weights()
     one = save_model(tmp_path / "one", {**weights, QUERY: weights[QUERY] + 1})
     other = save_model(tmp_path / "two", {**weights, NORM: weights[NORM] + 1})
-    bank = build_bank(base, {"one": one}, Scheme("dense"), tmp_path / "b").path
+    bank = build_bank(base, {"one": one}, Forms(Scheme("dense")), tmp_path / "b").path
     (error,) = verify_bank(bank, base, {"one": other}).errors
     assert error.by_tensor == {QUERY: float("inf"), NORM: 1.0}
     assert error.relative_l2 > 1.0
@@ -55,7 +56,7 @@ def test_another_original_shows(tmp_path: Path, base: Path) -> None:
 def test_adapters_are_compared_with_their_factors(
     tmp_path: Path, base: Path, adapter: Path
 ) -> None:
-    bank = build_bank(base, {"lora": adapter}, Scheme("int4"), tmp_path / "b").path
+    bank = build_bank(base, {"lora": adapter}, Forms(Scheme("int4")), tmp_path / "b").path
     (error,) = verify_bank(bank, base, {"lora": adapter}).errors
     assert error.by_tensor.keys() == {QUERY}
     assert error.relative_l2 < 1e-6
@@ -81,6 +82,6 @@ def test_row_sparse_deltas_are_compared_whole(tmp_path: Path, base: Path) -> Non
     changed = weights[EMBEDDING].clone()
     changed[4] += torch.arange(20).bfloat16()
     source = save_model(tmp_path / "m", {**weights, EMBEDDING: changed})
-    bank = build_bank(base, {"t": source}, Scheme("int8"), tmp_path / "b").path
+    bank = build_bank(base, {"t": source}, Forms(Scheme("int8")), tmp_path / "b").path
     (error,) = verify_bank(bank, base, {"t": source}).errors
     assert 0.0 < error.relative_l2 < 0.01

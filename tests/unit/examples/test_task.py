@@ -3,7 +3,16 @@
 import pytest
 
 from examples.packaged import MissingDataError
-from examples.tasks.task import NUM_HELD_OUT, Example, Row, Task, TaskError, normalized, split
+from examples.tasks.task import (
+    NUM_HELD_OUT,
+    NUM_VALIDATION,
+    Example,
+    Row,
+    Task,
+    TaskError,
+    normalized,
+    split,
+)
 
 
 def make_task(*answers: str) -> Task:
@@ -50,26 +59,33 @@ def test_score_wants_one_answer_per_prompt():
 
 def test_a_prompt_cannot_be_trained_on_and_held_out():
     example = Example("same", "x")
-    with pytest.raises(TaskError, match="'same'"):
+    with pytest.raises(TaskError, match="toy trains on 1 of its held-out prompts, such as 'same'"):
         Task("toy", "a toy", 4, (example,), (example,))
+
+
+def test_settings_are_not_chosen_on_what_is_reported():
+    example, other = Example("same", "x"), Example("other", "x")
+    with pytest.raises(TaskError, match="toy chooses settings on 1 of its held-out prompts"):
+        Task("toy", "a toy", 4, (other,), (example,), validation=(example,))
 
 
 def test_no_subject_is_on_both_sides():
     task = split("toy", "a toy", 4, make_rows(num_subjects=600, rows_each=3))
-    trained, held_out = (
+    trained, kept = (
         {example.prompt.partition(".")[0] for example in side}
-        for side in (task.train, task.held_out)
+        for side in (task.train, (*task.held_out, *task.validation))
     )
     assert len(task.held_out) == NUM_HELD_OUT
+    assert len(task.validation) == NUM_VALIDATION
     assert len(task.train) == 480 * 3
-    assert not trained & held_out
+    assert not trained & kept
 
 
 def test_the_split_depends_on_the_rows_only():
-    rows = make_rows(num_subjects=1100, rows_each=1)
+    rows = make_rows(num_subjects=1500, rows_each=1)
     assert split("toy", "a toy", 4, rows) == split("toy", "a toy", 4, reversed(rows))
 
 
 def test_too_few_rows_are_refused():
-    with pytest.raises(MissingDataError, match="only 120 examples to hold out, 200 are needed"):
-        split("toy", "a toy", 4, make_rows(num_subjects=600, rows_each=1))
+    with pytest.raises(MissingDataError, match="only 299 examples to hold out, 300 are needed"):
+        split("toy", "a toy", 4, make_rows(num_subjects=1499, rows_each=1))

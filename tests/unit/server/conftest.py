@@ -10,7 +10,9 @@ import pytest
 from taskmix_composer.bank.reader import Bank
 from taskmix_composer.build import build_bank
 from taskmix_composer.config import Scheme
+from taskmix_composer.forms import Forms
 from taskmix_server.runtime.mixes import NamedMixStore
+from taskmix_server.runtime.recipes import RecipeExpander
 from taskmix_server.runtime.state import ServerState
 from taskmix_server.runtime.tasks import TaskRegistry
 from taskmix_server.runtime.variants import VariantCache
@@ -33,6 +35,7 @@ class Parts:
     engine: FakeEngine
     tasks: TaskRegistry
     variants: VariantCache
+    recipes: RecipeExpander
     inference: InferenceService
     admin: BankService
 
@@ -47,7 +50,7 @@ async def parts(tmp_path: Path) -> AsyncIterator[Parts]:
         save_model(tmp_path / name, {**tuned(weights, seed=seed), **unchanged})
     path = tmp_path / "bank"
     sources = {"head": head, "body": tmp_path / "body", "late": tmp_path / "late"}
-    build_bank(base, sources, Scheme("dense"), path)
+    build_bank(base, sources, Forms(Scheme("dense")), path)
     engine = FakeEngine()
     tasks = TaskRegistry(path, Bank.open(path), engine)
     variants = VariantCache(tasks, engine, MAX_VARIANTS)
@@ -56,7 +59,8 @@ async def parts(tmp_path: Path) -> AsyncIterator[Parts]:
     engine.log.clear()
     mixes = NamedMixStore.at(tmp_path / "state")
     metrics = Metrics(prometheus_client.CollectorRegistry())
-    inference = InferenceService(engine, variants, mixes, metrics, ServerState())
-    admin = BankService(tasks, variants, mixes)
-    yield Parts(base, path, engine, tasks, variants, inference, admin)
+    recipes = RecipeExpander(tasks)
+    inference = InferenceService(engine, variants, recipes, mixes, metrics, ServerState())
+    admin = BankService(tasks, variants, recipes, mixes)
+    yield Parts(base, path, engine, tasks, variants, recipes, inference, admin)
     mixes.close()

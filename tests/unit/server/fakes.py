@@ -7,15 +7,15 @@ from typing import Any
 
 from taskmix_server.domain.generation import Completion, FinishReason, Prompt, SamplingOptions
 from taskmix_server.domain.variant import Variant
-from taskmix_server.engine.base import EngineChunk, EngineLoad
+from taskmix_server.engine.base import DeltaMemory, EngineChunk, EngineLoad
 
 
 class FakeEngine:
     """Holds what it is told to hold and fails where a real engine would lose a request.
 
-    Calls of a verb in `blocked` (load, unload, register, forget) wait for `gate`; `seen` tells when
-    the first of a verb has come, and by "end" when a request has ended. `failure` is raised by
-    loads and by generation.
+    Calls of a verb in `blocked` (load, unload, register, forget, memory) wait for `gate`; `seen`
+    tells when the first of a verb has come, and by "end" when a request has ended. `failure` is
+    raised by loads, by generation and where memory is asked for.
     """
 
     def __init__(self) -> None:
@@ -49,6 +49,12 @@ class FakeEngine:
     async def forget_variant(self, variant: Variant) -> None:
         await self._note("forget", str(variant.mix))
         del self.variants[variant.digest]
+
+    async def memory(self) -> DeltaMemory:
+        await self._note("memory", "")
+        if self.failure is not None:
+            raise self.failure
+        return DeltaMemory(tasks=100 * len(self.tasks), cache=7, cache_limit=9)
 
     def lora_request(self, variant: Variant) -> Any:
         return None if variant.is_base else variant.digest

@@ -195,3 +195,11 @@ async def test_n(http: httpx.AsyncClient, n: Any) -> None:
 @pytest.mark.parametrize("model", [5, ["a"], {"terms": []}, True])
 async def test_a_model_is_named_by_a_string(http: httpx.AsyncClient, model: Any) -> None:
     assert (await ask(http, prompt="x", model=model)).status_code == 400
+
+
+async def test_a_scrape_reads_what_deltas_take_now(http: httpx.AsyncClient, parts: Parts) -> None:
+    assert (await http.get("/metrics")).status_code == 200
+    assert parts.tasks.memory.last.tasks == 200
+    await parts.tasks.unload("head")
+    await http.get("/metrics")
+    assert parts.tasks.memory.last.tasks == 100

@@ -32,6 +32,7 @@ def test_defaults(directories: list[str]) -> None:
     )
     assert (options["device"], options["dtype"], options["max_num_seqs"]) == ("auto", "auto", 64)
     assert options["kv_cache_memory"] is None
+    assert options["delta_cache_memory"] == 8 * 2**30
 
 
 def test_a_file_sets_defaults_and_flags_win(directories: list[str], tmp_path: Path) -> None:
@@ -76,6 +77,7 @@ def test_a_wrong_file_is_a_usage_error(
         ["--dtype", "int8"],
         ["--max-num-seqs", "0"],
         ["--kv-cache-memory", "0"],
+        ["--delta-cache-memory", "-1"],
         ["--unknown"],
     ],
     ids=str,

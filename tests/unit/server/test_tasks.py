@@ -9,6 +9,7 @@ import pytest
 from taskmix_composer.build import add_task, build_bank, remove_task
 from taskmix_composer.config import Scheme
 from taskmix_composer.errors import BaseMismatchError, UnknownTaskError
+from taskmix_composer.forms import Forms
 from taskmix_composer.mix import Mix
 from taskmix_server.errors import FailedPreconditionError, NotFoundError
 from taskmix_server.runtime.tasks import TaskState
@@ -28,7 +29,7 @@ def replace_task(parts: Parts, name: str, directory: Path) -> None:
     """Put other content under a name in the bank directory."""
     remove_task(parts.bank, name)
     source = save_model(directory, tuned(make_weights(), seed=77))
-    add_task(parts.bank, parts.base, name, source, Scheme("dense"))
+    add_task(parts.bank, parts.base, name, source, Forms(Scheme("dense")))
 
 
 async def test_loading_makes_servable(parts: Parts) -> None:
@@ -128,7 +129,7 @@ async def test_replaced_content_serves_new_requests_only(parts: Parts, tmp_path:
 
 async def test_equal_content_under_two_names_is_held_once(parts: Parts, tmp_path: Path) -> None:
     remove_task(parts.bank, "late")
-    add_task(parts.bank, parts.base, "late", tmp_path / "body", Scheme("dense"))
+    add_task(parts.bank, parts.base, "late", tmp_path / "body", Forms(Scheme("dense")))
     await parts.tasks.load("late")
     digests = parts.tasks.digests(Mix.parse("late+body"))
     assert len(set(digests.values())) == 1
@@ -177,7 +178,7 @@ async def test_a_bank_of_another_base_is_refused(parts: Parts, tmp_path: Path) -
     weights = make_weights(seed=50)
     base = save_model(tmp_path / "other", weights)
     late = save_model(tmp_path / "other-late", tuned(weights, seed=51))
-    build_bank(base, {"late": late}, Scheme("dense"), parts.bank)
+    build_bank(base, {"late": late}, Forms(Scheme("dense")), parts.bank)
     with pytest.raises(BaseMismatchError, match="another base"):
         await parts.tasks.load("late")
     assert parts.tasks.digests(Mix.parse("head+body"))
@@ -195,7 +196,7 @@ async def test_a_loaded_task_outlives_its_removal_from_the_bank(parts: Parts) ->
 
 async def test_equal_content_under_another_name_is_not_that_names(parts: Parts) -> None:
     source = parts.base.parent / "body"
-    add_task(parts.bank, parts.base, "twin", source, Scheme("dense"))
+    add_task(parts.bank, parts.base, "twin", source, Forms(Scheme("dense")))
     await parts.tasks.load("late")  # rereads the bank
     assert parts.tasks.status("twin").digest == parts.tasks.status("body").digest
     assert parts.tasks.status("twin").state is TaskState.ON_DISK

@@ -2,14 +2,23 @@
 
 import asyncio
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import pytest
 
+from taskmix_composer.bank import Bank
+from taskmix_composer.build import add_task, remove_task
+from taskmix_composer.config import Scheme
 from taskmix_composer.errors import InvalidMixError
+from taskmix_composer.forms import Forms
 from taskmix_composer.mix import Mix
 from taskmix_server.domain.variant import Variant
-from taskmix_server.errors import NotFoundError
+from taskmix_server.errors import FailedPreconditionError, NotFoundError
+from tests.support.planes import add_planes, random_masks
+from tests.unit.composer.models import make_weights, save_model, tuned
 from tests.unit.server.conftest import MAX_VARIANTS, Parts
+
+MASKED = Mix.parse('{"terms": [{"task": "head", "masks": ["plane"]}]}')
 
 
 async def lease_once(parts: Parts, mix: str) -> Variant:
@@ -116,3 +125,32 @@ async def test_unloading_under_a_lease(parts: Parts) -> None:
     await parts.engine.seen["unload"].wait()
     assert parts.engine.variants == {}
     assert len(parts.variants) == 0
+
+
+async def test_planes_are_part_of_what_a_variant_is(parts: Parts) -> None:
+    opened = Bank.open(parts.bank)
+    add_planes(parts.bank, ("head",), {"plane": random_masks(opened, 1)})
+    await parts.tasks.load("late")  # rereads the bank
+    async with parts.variants.lease(MASKED) as variant:
+        assert variant.planes == {"plane": parts.tasks.bank.plane_digests["plane"]}
+        assert parts.engine.variants[variant.digest].planes == variant.planes
+    add_planes(parts.bank, ("head",), {"plane": random_masks(opened, 2)})
+    await parts.tasks.load("late")
+    again = parts.variants.resolve(MASKED)
+    assert again.digest != variant.digest
+    assert again.planes == {"plane": parts.tasks.bank.plane_digests["plane"]}
+
+
+async def test_planes_over_content_that_the_bank_replaced_are_refused(
+    parts: Parts, tmp_path: Path
+) -> None:
+    remove_task(parts.bank, "head")
+    source = save_model(tmp_path / "other", tuned(make_weights(), seed=77))
+    add_task(parts.bank, parts.base, "head", source, Forms(Scheme("dense")))
+    add_planes(parts.bank, ("head",), {"plane": random_masks(Bank.open(parts.bank), 1)})
+    await parts.tasks.load("late")
+    parts.variants.resolve(Mix.parse("head"))
+    with pytest.raises(FailedPreconditionError, match="taskmix tasks load head"):
+        parts.variants.resolve(MASKED)
+    await parts.tasks.load("head")
+    assert parts.variants.resolve(MASKED).planes

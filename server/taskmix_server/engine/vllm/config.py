@@ -70,8 +70,11 @@ def server_config(config: EngineConfig) -> tuple[Namespace, Any]:
     return arguments, vllm_config
 
 
-def _worker_settings(config: EngineConfig) -> dict[str, str]:
-    settings = {"bank": str(config.bank)}
+def _worker_settings(config: EngineConfig) -> dict[str, str | int]:
+    settings: dict[str, str | int] = {
+        "bank": str(config.bank),
+        "delta_cache_memory": config.delta_cache_bytes,
+    }
     if config.digest_cache is not None:
         settings["digest_cache"] = str(config.digest_cache)
     return settings

@@ -26,7 +26,7 @@ from taskmix_server.domain.generation import (
     SamplingOptions,
 )
 from taskmix_server.domain.variant import Variant
-from taskmix_server.engine.base import EngineChunk, EngineLoad
+from taskmix_server.engine.base import DeltaMemory, EngineChunk, EngineLoad
 from taskmix_server.engine.vllm import compat
 from taskmix_server.engine.vllm.worker import Reply
 
@@ -70,14 +70,18 @@ class VllmEngine:
         # aborted rows may have run without their tasks.
         identity = next(self._ids)
         path = f"mix:{variant.digest}:{identity}"
-        entries = dict(variant.entries)
-        await self._ask("taskmix_register", path, variant.mix.canonical_json(), entries)
+        mix_json = variant.mix.canonical_json()
+        contents = dict(variant.entries), dict(variant.planes)
+        await self._ask("taskmix_register", path, mix_json, *contents)
         self._requests[variant.digest] = compat.LoRARequest(path, identity, path)
 
     async def forget_variant(self, variant: Variant) -> None:
         request = self._requests.pop(variant.digest, None)
         if request is not None:
             await self._ask("taskmix_forget", request.lora_path)
+
+    async def memory(self) -> DeltaMemory:
+        return DeltaMemory(**await self._ask("taskmix_memory"))
 
     def lora_request(self, variant: Variant) -> compat.LoRARequest | None:
         """How vLLM knows a registered variant; None for the base."""

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from taskmix_server.engine.vllm.deltas import SiteDelta
 from taskmix_server.engine.vllm.sites import Site, SiteKind
@@ -63,8 +62,7 @@ class MixedMethod:
         assert not self._is_head or x.shape[0] == plan.num_rows, "head rows are not the samples"
         total = out.float()
         for use, delta in uses:
-            add = add_linear if delta.rows is None else add_head_rows
-            add(total, x, use, delta)
+            add_outputs(total, x, use, delta)
         return total.to(out.dtype)
 
     def embedding(self, layer: nn.Module, input_: Tensor) -> Tensor:
@@ -95,42 +93,28 @@ def uses_of(site_name: str, plan: RowPlan) -> list[tuple[TaskUse, SiteDelta]]:
     return [(use, use.task.deltas[site_name]) for use in plan.uses if site_name in use.task.deltas]
 
 
-def add_linear(total: Tensor, x: Tensor, use: TaskUse, delta: SiteDelta) -> None:
+def add_outputs(total: Tensor, x: Tensor, use: TaskUse, delta: SiteDelta) -> None:
     """total[rows] += coefficient * (x[rows] @ weight.T + bias), segment by segment.
 
     total: float32 [batch rows, outputs], changed in place. x: [batch rows, inputs].
     """
-    if delta.weight is not None:
-        product = functional.linear(select_rows(x, use.rows), delta.weight).float()
-        sizes = [segment.size for segment in delta.segments]
-        for segment, part in zip(delta.segments, product.split(sizes, dim=1), strict=True):
+    selected = select_rows(x, use.rows)
+    for weight in delta.weights:
+        product = weight.product(selected)
+        sizes = [segment.size for segment in weight.segments]
+        for segment, part in zip(weight.segments, product.split(sizes, dim=1), strict=True):
             part.mul_(use.coefficients[segment.column][:, None])
             add_rows(total.narrow(1, segment.start, segment.size), part, use.rows)
-    for segment, bias in delta.biases:
+    for segment, bias in delta.vectors:
         scaled = use.coefficients[segment.column][:, None] * bias
         add_rows(total.narrow(1, segment.start, segment.size), scaled, use.rows)
 
 
-def add_head_rows(total: Tensor, x: Tensor, use: TaskUse, delta: SiteDelta) -> None:
-    """As `add_linear` for a head of which only the vocabulary rows `delta.rows` changed."""
-    assert delta.weight is not None, "a head delta has a weight"
-    assert delta.rows is not None, "called for row deltas only"
-    product = functional.linear(select_rows(x, use.rows), delta.weight).float()
-    product *= use.coefficients[delta.segments[0].column][:, None]
-    logits = product.new_zeros(product.shape[0], total.shape[1])
-    add_rows(total, logits.index_copy_(1, delta.rows, product), use.rows)
-
-
 def add_embedding(total: Tensor, token_ids: Tensor, use: TaskUse, delta: SiteDelta) -> None:
     """total[rows] += coefficient * weight[token_ids[rows]]; total: float32 [rows, hidden]."""
-    assert delta.weight is not None, "an embedding delta has a weight"
-    ids = select_rows(token_ids, use.rows)
-    if delta.rows is None:
-        gathered = functional.embedding(ids, delta.weight).float()
-    else:
-        position = torch.searchsorted(delta.rows, ids).clamp_(max=len(delta.rows) - 1)
-        gathered = delta.weight[position].float() * (delta.rows[position] == ids)[:, None]
-    coefficients = use.coefficients[delta.segments[0].column]
+    (weight,) = delta.weights
+    coefficients = use.coefficients[weight.segments[0].column]
+    gathered = weight.lookup(select_rows(token_ids, use.rows))
     add_rows(total, gathered * coefficients[:, None], use.rows)
 
 
@@ -154,9 +138,8 @@ def mixed_norm(site: Site, current: CurrentStep) -> Callable[..., Any]:
         result = inner(x, residual)  # may write into x and residual
         weights = norm.weight.float().repeat(plan.num_rows, 1)
         for use, delta in uses:
-            assert delta.weight is not None, "a norm delta has a weight"
-            coefficients = use.coefficients[delta.segments[0].column]
-            add_rows(weights, coefficients[:, None] * delta.weight, use.rows)
+            ((segment, vector),) = delta.vectors
+            add_rows(weights, use.coefficients[segment.column][:, None] * vector, use.rows)
         mixed = normalized * select_rows(weights, plan.rows)[:, None, :]
         out = (result if residual is None else result[0]).view(grouped)
         put_rows(out, mixed.to(out.dtype), plan.rows)

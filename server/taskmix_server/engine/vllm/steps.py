@@ -1,4 +1,4 @@
-"""One forward step: which rows use which task, with which coefficients.
+"""One forward step: which rows use which masked task, with which coefficients.
 
 Built once per scheduled batch, outside the layers, so that a layer only reads it.
 """
@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from taskmix_server.engine.vllm.deltas import ResidentTask
+from taskmix_server.engine.vllm.deltas import MaskedTask
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ResidentVariant:
-    """A mix ready to run: each content once, with one coefficient per tensor of the base."""
+    """A mix ready to run: each masked content once, with one coefficient per tensor of the base."""
 
-    tasks: tuple[tuple[ResidentTask, Tensor], ...]  # (task, float32 [num_tensors])
+    tasks: tuple[tuple[MaskedTask, Tensor], ...]  # (task, float32 [num_tensors])
 
 
 NO_TASKS = ResidentVariant(())
@@ -32,7 +32,7 @@ class TaskUse:
     coefficients: float32 [num_tensors, num_rows]; column r belongs to rows[r].
     """
 
-    task: ResidentTask
+    task: MaskedTask
     rows: Tensor | None
     coefficients: Tensor
 
@@ -79,18 +79,18 @@ def plan_step(
 def plan_rows(
     row_ids: np.ndarray, variants: Mapping[int, ResidentVariant], device: torch.device
 ) -> RowPlan:
-    """Group rows by task: int [num_rows] variant ids -> one `TaskUse` per distinct task."""
+    """Group rows by masked task: int [num_rows] variant ids -> one `TaskUse` for each."""
     present = [int(identity) for identity in np.unique(row_ids) if identity > 0]
-    by_task: dict[str, tuple[ResidentTask, dict[int, Tensor]]] = {}
+    by_task: dict[MaskedTask, dict[int, Tensor]] = {}
     for identity in present:
         for task, coefficients in variants[identity].tasks:
-            by_task.setdefault(task.digest, (task, {}))[1][identity] = coefficients
-    uses = tuple(_use(task, users, row_ids, device) for task, users in by_task.values())
+            by_task.setdefault(task, {})[identity] = coefficients
+    uses = tuple(_use(task, users, row_ids, device) for task, users in by_task.items())
     return RowPlan(len(row_ids), _rows_of(row_ids, present, device), uses)
 
 
 def _use(
-    task: ResidentTask, users: Mapping[int, Tensor], row_ids: np.ndarray, device: torch.device
+    task: MaskedTask, users: Mapping[int, Tensor], row_ids: np.ndarray, device: torch.device
 ) -> TaskUse:
     identities = sorted(users)
     table = torch.stack([users[identity] for identity in identities], dim=1)

@@ -32,12 +32,19 @@ class MixWorker:
         return _reply(lambda: _manager(self).unload_task(digest))
 
     def taskmix_register(
-        self: _HasRunner, path: str, mix_json: str, digests: Mapping[str, str]
+        self: _HasRunner,
+        path: str,
+        mix_json: str,
+        digests: Mapping[str, str],
+        planes: Mapping[str, str],
     ) -> Reply:
-        return _reply(lambda: _manager(self).register(path, Mix.parse(mix_json), digests))
+        return _reply(lambda: _manager(self).register(path, Mix.parse(mix_json), digests, planes))
 
     def taskmix_forget(self: _HasRunner, path: str) -> Reply:
         return _reply(lambda: _manager(self).forget(path))
+
+    def taskmix_memory(self: _HasRunner) -> Reply:
+        return _reply(lambda: _manager(self).memory())
 
 
 def _manager(worker: _HasRunner) -> MixManager:

@@ -1,0 +1,172 @@
+"""What fine-tunes keep of their scores when a bank codes them, against the bytes they take.
+
+Every scheme's bank of the same eight real fine-tunes is built, its decoded task vectors are added
+to the base, and the held-out prompts of each task are answered greedily in bfloat16.
+"""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+import torch
+from torch import Tensor
+
+from benchmarks import retention_report
+from benchmarks.record import append
+from benchmarks.scorer import Scorer, load
+from examples.finetune import finetune
+from examples.smollm2 import prepare_base
+from examples.tasks import TASKS
+from taskmix_composer.bank import Bank
+from taskmix_composer.build import build_bank
+from taskmix_composer.checkpoint import Checkpoint
+from taskmix_composer.compose import merged_tensor
+from taskmix_composer.forms import Forms
+from taskmix_composer.mix import Mix
+from taskmix_server.settings import default_cache
+
+SCHEMES = (
+    "exact",
+    "int8",
+    "int4",
+    "int3",
+    "int2",
+    "rtvq(base=3,offset=2)",
+    "tall(mtl=4)",
+    "tall(mtl=3)",
+    "tall(mtl=2)",
+    "emr(mtl=4)",
+    "sign",
+    "sparse",
+    "lowrank(rank=64)",
+)
+NUM_WORKERS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """One task under one scheme.
+
+    Bytes have the task's share of a shared vector in them; `resident_bytes` is without entropy
+    coding. `right` says of each held-out prompt whether it was answered exactly; `relative_l2` is
+    the norm of the decoded vector's error over that of the fine-tune's own.
+    """
+
+    scheme: str
+    task: str
+    stored_bytes: float
+    resident_bytes: float
+    relative_l2: float
+    right: tuple[bool, ...]
+
+
+def measure(models: Path, scheme: str) -> list[Coded]:
+    """Build a scheme's bank of all tasks and score each of them."""
+    torch.set_num_threads(1)
+    sources = {name: models / name for name in TASKS}
+    path = models / "retention" / scheme.replace("@", "").replace("/", "_")
+    shutil.rmtree(path, ignore_errors=True)
+    path.parent.mkdir(exist_ok=True)
+    bank = build_bank(models / "base", sources, Forms.parse(scheme), path)
+    scorer = load(models / "base", torch.bfloat16)
+    base = Checkpoint.open(models / "base")
+    coded = [_coded(bank, base, scorer, scheme, name, models) for name in TASKS]
+    shutil.rmtree(path)
+    return coded
+
+
+def measure_own(models: Path) -> dict[str, dict[str, tuple[bool, ...]]]:
+    """What the base and each fine-tune itself answer, by task."""
+    torch.set_num_threads(1)
+    scorer = load(models / "base", torch.bfloat16)
+    answers = {"base": {name: _right(scorer, name, models) for name in TASKS}, "own": {}}
+    for name in TASKS:
+        checkpoint = Checkpoint.open(models / name)
+        scorer.set_weights({tensor: checkpoint.read(tensor) for tensor in checkpoint.tensors})
+        answers["own"][name] = _right(scorer, name, models)
+    return answers
+
+
+def _coded(
+    bank: Bank, base: Checkpoint, scorer: Scorer, scheme: str, name: str, models: Path
+) -> Coded:
+    weights, relative_l2 = _weights(bank, base, name, models / name)
+    scorer.set_weights(weights)
+    stored, resident = _bytes(bank, name)
+    return Coded(scheme, name, stored, resident, relative_l2, _right(scorer, name, models))
+
+
+def _weights(
+    bank: Bank, base: Checkpoint, name: str, tuned: Path
+) -> tuple[Mapping[str, Tensor], float]:
+    """Base plus the decoded task vector, float32, and its relative error."""
+    original, mix = Checkpoint.open(tuned), Mix.of({name: 1.0})
+    weights, lost, total = {}, 0.0, 0.0
+    for tensor in base.tensors:
+        before = base.read(tensor)
+        weights[tensor] = merged_tensor(before, bank, mix, tensor)
+        own = original.read(tensor).float()
+        lost += float((weights[tensor] - own).double().square().sum())
+        total += float((own - before.float()).double().square().sum())
+    return weights, (lost / total) ** 0.5
+
+
+def _bytes(bank: Bank, name: str) -> tuple[float, float]:
+    """A task's bytes on disk and resident, with its share of the vector that it is coded over."""
+    entry = bank.entry(name)
+    stored, resident = float(entry.content.shard.num_bytes), float(entry.content.resident_bytes)
+    if entry.shared:
+        num_sharing = sum(other.shared == entry.shared for other in bank.entries.values())
+        content = bank.manifest.shared[entry.shared].content
+        stored += content.shard.num_bytes / num_sharing
+        resident += content.resident_bytes / num_sharing
+    return stored, resident
+
+
+def _right(scorer: Scorer, name: str, models: Path) -> tuple[bool, ...]:
+    return tuple(scorer.correct(TASKS[name](models)).tolist())
+
+
+def _prepared(models: Path) -> Iterator[str]:
+    """Fine-tune what is missing, one task at a time."""
+    base = prepare_base(models)
+    for name, task in TASKS.items():
+        finetune(base, task(models), models / name)
+        yield name
+
+
+@click.command()
+@click.option(
+    "--cache", type=click.Path(path_type=Path), default=lambda: default_cache() / "models"
+)
+@click.option("--scheme", "schemes", multiple=True, help="Only these, for a trial: not recorded.")
+def main(cache: Path, schemes: tuple[str, ...]) -> None:
+    """Measure, print, append to results/retention.jsonl and write docs/retention.{md,png}."""
+    click.echo(f"fine-tuned: {', '.join(_prepared(cache))}")
+    with ProcessPoolExecutor(NUM_WORKERS) as pool:
+        answers = pool.submit(measure_own, cache)
+        runs = [pool.submit(measure, cache, scheme) for scheme in schemes or SCHEMES]
+        coded = [one for run in runs for one in run.result()]
+        own = answers.result()
+    checkpoint_bytes = (cache / "base" / "model.safetensors").stat().st_size
+    rows = retention_report.rows([asdict(one) for one in coded], own, checkpoint_bytes)
+    click.echo(retention_report.table(rows, own))
+    if schemes:
+        return
+    path = append("retention", {"own": _rates(own), "rows": rows})
+    retention_report.publish(rows, own)
+    click.echo(f"appended to {path}")
+
+
+def _rates(answers: Mapping[str, Mapping[str, tuple[bool, ...]]]) -> dict[str, object]:
+    return {
+        who: {task: sum(right) / len(right) for task, right in by_task.items()}
+        for who, by_task in answers.items()
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Dense weights made of coded ones, kept within a byte budget."""
+
+from collections.abc import Callable, Hashable, Iterable
+
+from cachetools import LRUCache
+from torch import Tensor
+
+Make = Callable[[], Tensor]
+
+
+class DeltaCache:
+    """The dense forms used last, at most `max_bytes` of them. For one thread.
+
+    A dense form is made again when it is not here, so a budget of 0 is slow and correct. What is
+    larger than the whole budget is never kept and drives nothing out.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.num_hits = 0
+        self.num_misses = 0
+        self._dense: LRUCache[Hashable, Tensor] = LRUCache(
+            max_bytes, getsizeof=lambda dense: dense.nbytes
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        return int(self._dense.currsize)
+
+    def get(self, key: Hashable, make: Make) -> Tensor:
+        """What was made for this key, or what `make` gives now."""
+        dense = self._dense.get(key)
+        if dense is not None:
+            self.num_hits += 1
+            return dense
+        self.num_misses += 1
+        dense = make()
+        if dense.nbytes <= self.max_bytes:
+            self._dense[key] = dense
+        return dense
+
+    def fill(self, key: Hashable, make: Make) -> None:
+        """Make a dense form now, and keep it if there is room without driving another out."""
+        dense = make()
+        if self.num_bytes + dense.nbytes <= self.max_bytes:
+            self._dense[key] = dense
+
+    def drop(self, keys: Iterable[Hashable]) -> None:
+        """Let go of what was made for these keys."""
+        for key in keys:
+            self._dense.pop(key, None)

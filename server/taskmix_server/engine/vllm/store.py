@@ -1,0 +1,108 @@
+"""What a worker holds of banks: tasks, the vectors they share, planes, and terms made of them."""
+
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+
+from taskmix_composer.bank import Bank
+from taskmix_server.engine.vllm.cache import DeltaCache
+from taskmix_server.engine.vllm.coded import CodedLoader, CodedTensors, ResidentTask, coded_bytes
+from taskmix_server.engine.vllm.deltas import DeltaArranger, MaskedTask, Masks
+
+TermKey = tuple[str, Masks]
+"""A task's digest and its masks."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DeltaStore:
+    """Contents by digest. A shared vector goes with the last task that is coded over it."""
+
+    loader: CodedLoader
+    arranger: DeltaArranger
+    cache: DeltaCache
+    _tasks: dict[str, ResidentTask] = field(default_factory=dict)
+    _shared: dict[str, CodedTensors] = field(default_factory=dict)
+    _planes: dict[str, CodedTensors] = field(default_factory=dict)
+    _terms: dict[TermKey, MaskedTask] = field(default_factory=dict)
+
+    def load_task(self, bank: Bank, name: str) -> None:
+        """Hold a task of a bank.
+
+        Every dense form is made once, lest content that cannot be decoded be found out in a
+        forward pass; those that fit into what is left of the cache stay there.
+        """
+        entry = bank.entry(name)
+        if entry.digest in self._tasks:
+            return
+        self.arranger.check_covered(name, entry.tensors)
+        try:
+            if entry.shared and entry.shared not in self._shared:
+                self._shared[entry.shared] = self.loader.shared(bank, entry.shared)
+            task = self.loader.task(bank, name, self._shared.get(entry.shared, {}))
+            term = self.arranger.arranged(task, (), {})
+            for weight in term.cacheable():
+                self.cache.fill(weight, weight.decoded)
+            self._tasks[task.digest], self._terms[task.digest, ()] = task, term
+        finally:
+            self._drop_unshared()
+
+    def unload_task(self, digest: str) -> None:
+        """Let go of a task and of every term made of it."""
+        self._tasks.pop(digest, None)
+        self._drop_terms({key for key in self._terms if key[0] == digest})
+        self._drop_unshared()
+
+    def load_plane(self, bank: Bank, name: str) -> None:
+        """Hold a plane of a bank; `keep_masked` lets it go."""
+        digest = bank.plane(name).digest
+        if digest not in self._planes:
+            self._planes[digest] = self.loader.plane(bank, name)
+
+    def holds_task(self, digest: str) -> bool:
+        return digest in self._tasks
+
+    def holds_plane(self, digest: str) -> bool:
+        return digest in self._planes
+
+    @property
+    def has_planes(self) -> bool:
+        return bool(self._planes)
+
+    def term(self, digest: str, masks: Masks) -> MaskedTask:
+        """The one object for a loaded task under masks whose planes are loaded."""
+        key = (digest, masks)
+        if key not in self._terms:
+            self._terms[key] = self.arranger.arranged(self._tasks[digest], masks, self._planes)
+        return self._terms[key]
+
+    def keep_masked(self, used: AbstractSet[TermKey]) -> None:
+        """Let go of masked terms that are not among these, and of planes that no term needs."""
+        self._drop_terms({key for key in self._terms if key[1] and key not in used})
+        needed = {mask.removeprefix("!") for _, masks in self._terms for mask in masks}
+        for digest in self._planes.keys() - needed:
+            del self._planes[digest]
+
+    def task_bytes(self, digest: str) -> int:
+        """Bytes that a loaded task holds by itself."""
+        return coded_bytes(self._tasks[digest].tensors) + self._terms[digest, ()].num_bytes
+
+    def memory(self) -> dict[str, int]:
+        """Bytes by what holds them, and how often the cache had what was asked for."""
+        masked = sum(term.num_bytes for term in self._terms.values() if term.masks)
+        return {
+            "tasks": sum(self.task_bytes(digest) for digest in self._tasks),
+            "shared": sum(coded_bytes(tensors) for tensors in self._shared.values()),
+            "planes": masked + sum(coded_bytes(tensors) for tensors in self._planes.values()),
+            "cache": self.cache.num_bytes,
+            "cache_limit": self.cache.max_bytes,
+            "cache_hits": self.cache.num_hits,
+            "cache_misses": self.cache.num_misses,
+        }
+
+    def _drop_terms(self, keys: AbstractSet[TermKey]) -> None:
+        for key in keys:
+            self.cache.drop(self._terms.pop(key).cacheable())
+
+    def _drop_unshared(self) -> None:
+        used = {task.shared for task in self._tasks.values()}
+        for digest in self._shared.keys() - used:
+            del self._shared[digest]
