@@ -25,8 +25,12 @@ from taskmix_composer.layout import (
 )
 from taskmix_composer.tensorfile import DTYPE_NAMES
 
-_LARGEST_SHARE = 7 / 8
-"""Coded bytes are kept if they are at most this share of the packed ones."""
+_LARGEST_SHARES = {"mask": 7 / 8, "codes": 3 / 4}
+"""Coded bytes are kept if they are at most this share of the packed ones.
+
+Decoding takes seconds per hundred million symbols at each load, and more where there are more of
+them to tell apart: smaller savings are not worth it.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,7 @@ def _stored(delta: EncodedDelta, part: str, values: Tensor) -> StoredPart:
         return StoredPart(plain, values)
     symbols = unpack_codes(values, bits, values.shape[1] // bits * 8)
     coded = entropy.encode(symbols.flatten(), _contexts(part, delta.shared, symbols.shape[1]))
-    if coded.numel() > _LARGEST_SHARE * values.numel():
+    if coded.numel() > _LARGEST_SHARES[part] * values.numel():
         return StoredPart(plain, values)
     return StoredPart(PartRecord(plain.dtype, plain.shape, coded.numel()), coded)
 
