@@ -41,6 +41,8 @@ SCHEMES = (
     "emr(mtl=4)",
     "sign",
     "sparse",
+    "sparse(density=0.05,bits=1)",
+    "sparse(density=0.2,bits=1)",
     "lowrank(rank=64)",
 )
 NUM_WORKERS = 2
