@@ -57,8 +57,8 @@ def num_groups(columns: int, group: int) -> int:
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """The [rows, columns] under which a tensor is coded; one of a single axis is a row."""
-    return (1, *shape) if len(shape) == 1 else (shape[0], math.prod(shape[1:]))
+    """The [rows, columns] under which a tensor is coded; one of at most one axis is a row."""
+    return (1, math.prod(shape)) if len(shape) < 2 else (shape[0], math.prod(shape[1:]))
 
 
 def grouped(matrix: Tensor, group: int) -> Tensor:

@@ -21,10 +21,7 @@ from taskmix_composer.layout import (
     ungrouped,
     unpack_codes,
 )
-
-# The largest scale becomes 2**15 in float16, which leaves 39 binary orders below it.
-_LARGEST_STORED_SCALE = 2.0**15
-_SMALLEST_FACTOR = 2.0**-126
+from taskmix_composer.quant.halves import factor_for, rounded_up
 
 
 def encode(delta: Tensor, scheme: Scheme) -> EncodedDelta:
@@ -33,8 +30,8 @@ def encode(delta: Tensor, scheme: Scheme) -> EncodedDelta:
     largest_code = (1 << scheme.bits) - 1
     low, high = _ranges(matrix, scheme.group)
     exact_scales = (high.double() - low.double()) / largest_code
-    factor = _factor(float(exact_scales.max()))
-    scales = _round_up_to_half(exact_scales / factor)
+    factor = factor_for(float(exact_scales.max()))
+    scales = rounded_up(exact_scales, factor)
     divisors = torch.where(scales == 0, 1.0, scales.float())
     zeros = (-low / factor / divisors).round_().to(torch.uint8)
     num_rows, columns = matrix.shape
@@ -74,22 +71,6 @@ def _ranges(matrix: Tensor, group: int) -> tuple[Tensor, Tensor]:
         highs.append(block.amax(dim=2))
     low, high = torch.cat(lows), torch.cat(highs)
     return low.clamp_(max=0), high.clamp_(min=0)
-
-
-def _factor(largest_scale: float) -> float:
-    """The float32 number under which `largest_scale` is at most 2**15."""
-    exact = max(largest_scale / _LARGEST_STORED_SCALE, _SMALLEST_FACTOR)
-    factor = torch.tensor(exact, dtype=torch.float32)
-    if float(factor) < exact:
-        factor = torch.nextafter(factor, torch.tensor(torch.inf))
-    return float(factor)
-
-
-def _round_up_to_half(scales: Tensor) -> Tensor:
-    """The smallest float16 numbers not below `scales` (float64, at most 2**15, not negative)."""
-    halves = scales.to(torch.float16)
-    is_below = halves.double() < scales
-    return (halves.view(torch.int16) + is_below.to(torch.int16)).view(torch.float16)
 
 
 def _row_blocks(matrix: Tensor) -> Iterator[slice]:
