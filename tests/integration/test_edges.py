@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from taskmix_client import Answer, Client
+from taskmix_client import Answer, Client, InvalidArgumentError
 
 PROMPT = "The quick brown fox jumps over the lazy dog"
 MIXES = ("base", "a", "a:0.7+b:0.3", "c:-1.5+a:0.25")
@@ -141,6 +141,27 @@ def test_every_way_to_name_a_mix(client: Client, http: httpx.Client) -> None:
         assert response.json()["model"] == "whatever"
     finally:
         client.delete_mix("scaled")
+
+
+def test_masks_are_served(client: Client, http: httpx.Client) -> None:
+    terms = [
+        {"task": "a", "coefficient": 0.8, "masks": ["ties.a"]},
+        {"task": "b", "coefficient": -0.5, "masks": ["!ties.b"]},
+    ]
+    answer = client.generate(PROMPT, mix={"terms": terms}, **GREEDY)
+    assert_same(answer, complete(http, task_mix={"terms": terms}))
+    unmasked = client.generate(PROMPT, mix="a:0.8+b:-0.5", **GREEDY)
+    assert unmasked.mix_digest != answer.mix_digest
+    metrics = http.get("/metrics").text
+    assert metric(metrics, "taskmix_plane_bytes") > 0
+    assert metric(metrics, "taskmix_resident_bytes") > 0
+    with pytest.raises(InvalidArgumentError, match="elected for the tasks a, b and this mix"):
+        client.generate(PROMPT, mix={"terms": terms[:1]}, **GREEDY)
+
+
+def metric(text: str, name: str) -> float:
+    """The value of a gauge without labels."""
+    return next(float(line.split()[1]) for line in text.splitlines() if line.startswith(f"{name} "))
 
 
 @pytest.mark.parametrize("method", ["lines", "metagpt", "norm-scaled", "slerp"])

@@ -9,7 +9,10 @@ from tests.support.tiny import TinyModel, make_base, make_finetune
 
 @dataclass(frozen=True)
 class Models:
-    """Directories of a base, its fine-tunes by name, and a bank of tasks a, b and c."""
+    """Directories of a base, its fine-tunes by name, and a bank of tasks a, b and c.
+
+    The bank has planes ties.a and ties.b, elected for a and b together.
+    """
 
     base: Path
     finetunes: dict[str, Path]
@@ -29,4 +32,7 @@ def make_models(directory: Path, scheme: str = "dense") -> Models:
     bank = directory / "bank"
     tasks = [f"--task={name}={finetunes[name]}" for name in "abc"]
     taskmix("bank", "build", "--base", base, *tasks, "--scheme", scheme, "--out", bank)
+    originals = [f"--from={name}={finetunes[name]}" for name in "ab"]
+    ties = ("--method", "ties", "--param", "merge_func=sum", "--tasks", "a,b", "--planes")
+    taskmix("bank", "merge", bank, "--base", base, *originals, *ties, "--name", "ties")
     return Models(base, finetunes, bank)
