@@ -124,6 +124,8 @@ def draw_plot(made: Sequence[Row], path: Path) -> None:
     axes.axhline(99, linestyle=":", color="grey")
     axes.axvline(6, linestyle=":", color="grey")
     axes.set_xscale("log")
+    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("bytes on disk per task, % of the bfloat16 checkpoint")
     axes.set_ylabel("score kept, % of the fine-tune's own")
     axes.grid(alpha=0.3)
