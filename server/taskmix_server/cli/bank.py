@@ -26,6 +26,7 @@ from taskmix_server.cli.options import (
     report,
     scheme_option,
 )
+from taskmix_server.cli.planning import plan, planned_forms
 
 
 @click.group()
@@ -33,7 +34,7 @@ def bank() -> None:
     """Build, change and check banks of task vectors."""
 
 
-for command in (inspect, verify, merge):
+for command in (inspect, verify, merge, plan):
     bank.add_command(command)
 
 
@@ -82,7 +83,7 @@ def build(
     @PLAN.json in place of a scheme follows a plan of `bank plan`.
     """
     sources = by_name(tasks, "--task")
-    forms = Forms.parse(scheme or DEFAULT.name, group=group)
+    forms = planned_forms(scheme or DEFAULT.name, base, sources, group=group)
     with progress_bar("building") as progress:
         built = build_bank(
             base, sources, replace(forms, thresholds=dict(thresholds)), out, progress

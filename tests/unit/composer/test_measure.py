@@ -11,6 +11,7 @@ from taskmix_composer.config import Scheme
 from taskmix_composer.measure import (
     CANDIDATES,
     SHARD_BYTES,
+    TABLE_CANDIDATES,
     VECTOR,
     Probes,
     measure_delta,
@@ -35,14 +36,14 @@ def test_the_probes_measure_the_mean_of_gradient_times_error_times_input() -> No
     # E (g . E x) ** 2 over g = D a and x = b D with independent normal a and b.
     expected = float((delta.T @ error @ delta.T).square().sum())
     whole = float((delta.T @ delta @ delta.T).square().sum())
-    probes = Probes.of(delta.float())
+    probes = Probes.of_layer(delta.float())
     measured = probes.effect(error.float()) / probes.effect(delta.float())
     assert measured == pytest.approx(expected / whole, rel=0.25)
 
 
 def test_an_error_across_what_was_learnt_counts_less_than_one_along_it() -> None:
     delta = learnt()
-    probes = Probes.of(delta)
+    probes = Probes.of_layer(delta)
     noise = torch.randn(delta.shape, generator=torch.Generator().manual_seed(6))
     along = 0.5 * delta
     across = noise * (along.norm() / noise.norm())
@@ -63,7 +64,7 @@ def test_a_matrix_has_every_candidate_and_may_be_left_out() -> None:
     measured = measure_delta("w", delta)
     assert [choice.scheme for choice in measured.choices] == [None, *CANDIDATES]
     assert (measured.choices[0].num_bytes, measured.choices[0].error) == (0, 1.0)
-    probes = Probes.of(delta)
+    probes = Probes.of_layer(delta)
     for choice in measured.choices[1:]:
         assert choice.scheme is not None
         encoded = encode(delta, choice.scheme)
@@ -72,6 +73,21 @@ def test_a_matrix_has_every_candidate_and_may_be_left_out() -> None:
         assert choice.error == pytest.approx(lost, rel=1e-3)
     by_scheme = {choice.scheme: choice.error for choice in measured.choices}
     assert by_scheme[Scheme("int4")] < by_scheme[Scheme("int3")] < by_scheme[Scheme("int2")] < 0.1
+
+
+def test_rows_of_a_table_count_each_by_itself() -> None:
+    delta, error = learnt(), 0.1 * learnt().roll(1, dims=0)
+    # E |E x| ** 2 over x = b D with independent normal b.
+    expected = float((error @ delta.T).square().sum() / (delta @ delta.T).square().sum())
+    probes = Probes.of_table(delta)
+    assert probes.effect(error) / probes.effect(delta) == pytest.approx(expected, rel=0.25)
+
+    measured = measure_delta(EMBEDDING, delta)
+    assert [choice.scheme for choice in measured.choices] == [None, *TABLE_CANDIDATES]
+    lost = {choice.scheme: choice.error for choice in measured.choices}
+    scheme = Scheme.parse("sparse(density=0.05)")
+    as_layer = {choice.scheme: choice.error for choice in measure_delta("w", delta).choices}
+    assert lost[scheme] > 2 * as_layer[scheme]
 
 
 def test_a_vector_is_kept() -> None:
