@@ -55,10 +55,11 @@ def _encoded(base: Checkpoint, source: Source, name: str, coding: Coding) -> Enc
     if isinstance(source, Archive) and source.is_adapter:
         held = source.bank.entry(source.task).tensors
         return source.bank.read(source.task, name) if name in held else None
+    assert not isinstance(source, Decoded), "decoded tasks are merged, never coded again"
     scheme = coding.of(name)
     if scheme is None:
         return None
-    if scheme.name == "exact" and not isinstance(source, Decoded):
+    if scheme.name == "exact":
         return _exact(base, source, name)
     delta = read_delta(base, source, name)
     return None if delta is None else encode(delta, scheme)

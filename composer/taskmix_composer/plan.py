@@ -12,7 +12,6 @@ from taskmix_composer.errors import InvalidPlanError, InvalidSchemeError, Unknow
 FORMAT = "taskmix-plan"
 VERSION = 1
 PLANNED = "planned"
-MAX_BYTES = 1 << 28
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,12 @@ Deltas = Callable[[], Iterable[Tensor | None]]
 
 def mean(deltas: Deltas) -> Tensor:
     """The mean of a set's deltas of one tensor; None stands for zeros."""
-    return total(deltas) / sum(1 for _ in deltas())
+    values, num_deltas = torch.zeros(()), 0
+    for delta in deltas():
+        num_deltas += 1
+        if delta is not None:
+            values = values + delta
+    return values / num_deltas
 
 
 def total(deltas: Deltas) -> Tensor:

@@ -99,12 +99,10 @@ class MixManager:
         `digests` and `planes` say which content each task and plane means. Two names may mean
         equal content: where their masks are equal too, their coefficients add.
         """
-        columns = self._store.arranger.table.columns
+        columns = tuple(self._store.arranger.table.columns)
         totals: dict[TermKey, Tensor] = {}
         for term in mix.terms:
-            coefficients = torch.tensor(
-                [term.coefficient_for(name) for name in columns], dtype=torch.float64
-            )
+            coefficients = torch.tensor(term.coefficients_for(columns), dtype=torch.float64)
             key = (digests[term.task], _masks(term, planes))
             totals[key] = totals.get(key, torch.zeros_like(coefficients)) + coefficients
         try:
