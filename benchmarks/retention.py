@@ -1,9 +1,11 @@
 """What fine-tunes keep of their scores when a bank codes them, against the bytes they take.
 
 Every scheme's bank of the same eight real fine-tunes is built, its decoded task vectors are added
-to the base, and the held-out prompts of each task are answered greedily in bfloat16.
+to the base, and the prompts of each task are answered greedily in bfloat16: the held-out ones, or
+those for validation, on which settings are chosen.
 """
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from benchmarks import retention_report
 from benchmarks.record import append
-from benchmarks.scorer import Scorer, load
+from benchmarks.scorer import SPLITS, Scorer, load
 from examples.finetune import finetune
 from examples.smollm2 import prepare_base
 from examples.tasks import TASKS
@@ -53,8 +55,8 @@ class Coded:
     """One task under one scheme.
 
     Bytes have the task's share of a shared vector in them; `resident_bytes` is without entropy
-    coding. `right` says of each held-out prompt whether it was answered exactly; `relative_l2` is
-    the norm of the decoded vector's error over that of the fine-tune's own.
+    coding. `right` says of each prompt whether it was answered exactly; `relative_l2` is the norm
+    of the decoded vector's error over that of the fine-tune's own.
     """
 
     scheme: str
@@ -65,7 +67,7 @@ class Coded:
     right: tuple[bool, ...]
 
 
-def measure(models: Path, scheme: str) -> list[Coded]:
+def measure(models: Path, scheme: str, split: str) -> list[Coded]:
     """Build a scheme's bank of all tasks and score each of them."""
     torch.set_num_threads(1)
     sources = {name: models / name for name in TASKS}
@@ -75,30 +77,26 @@ def measure(models: Path, scheme: str) -> list[Coded]:
     bank = build_bank(models / "base", sources, Forms.parse(scheme), path)
     scorer = load(models / "base", torch.bfloat16)
     base = Checkpoint.open(models / "base")
-    coded = [_coded(bank, base, scorer, scheme, name, models) for name in TASKS]
+    coded = []
+    for name in TASKS:
+        weights, relative_l2 = _weights(bank, base, name, models / name)
+        scorer.set_weights(weights)
+        right = _right(scorer, name, models, split)
+        coded.append(Coded(scheme, name, *_bytes(bank, name), relative_l2, right))
     shutil.rmtree(path)
     return coded
 
 
-def measure_own(models: Path) -> dict[str, dict[str, tuple[bool, ...]]]:
+def measure_own(models: Path, split: str) -> dict[str, dict[str, tuple[bool, ...]]]:
     """What the base and each fine-tune itself answer, by task."""
     torch.set_num_threads(1)
     scorer = load(models / "base", torch.bfloat16)
-    answers = {"base": {name: _right(scorer, name, models) for name in TASKS}, "own": {}}
+    answers = {"base": {name: _right(scorer, name, models, split) for name in TASKS}, "own": {}}
     for name in TASKS:
         checkpoint = Checkpoint.open(models / name)
         scorer.set_weights({tensor: checkpoint.read(tensor) for tensor in checkpoint.tensors})
-        answers["own"][name] = _right(scorer, name, models)
+        answers["own"][name] = _right(scorer, name, models, split)
     return answers
-
-
-def _coded(
-    bank: Bank, base: Checkpoint, scorer: Scorer, scheme: str, name: str, models: Path
-) -> Coded:
-    weights, relative_l2 = _weights(bank, base, name, models / name)
-    scorer.set_weights(weights)
-    stored, resident = _bytes(bank, name)
-    return Coded(scheme, name, stored, resident, relative_l2, _right(scorer, name, models))
 
 
 def _weights(
@@ -128,8 +126,8 @@ def _bytes(bank: Bank, name: str) -> tuple[float, float]:
     return stored, resident
 
 
-def _right(scorer: Scorer, name: str, models: Path) -> tuple[bool, ...]:
-    return tuple(scorer.correct(TASKS[name](models)).tolist())
+def _right(scorer: Scorer, name: str, models: Path, split: str) -> tuple[bool, ...]:
+    return tuple(scorer.correct(TASKS[name](models), split).tolist())
 
 
 def _prepared(models: Path) -> Iterator[str]:
@@ -144,26 +142,49 @@ def _prepared(models: Path) -> Iterator[str]:
 @click.option(
     "--cache", type=click.Path(path_type=Path), default=lambda: default_cache() / "models"
 )
-@click.option("--scheme", "schemes", multiple=True, help="Only these, for a trial: not recorded.")
-def main(cache: Path, schemes: tuple[str, ...]) -> None:
-    """Measure, print, append to results/retention.jsonl and write docs/retention.{md,png}."""
+@click.option(
+    "--split",
+    type=click.Choice(list(SPLITS)),
+    default="test",
+    show_default=True,
+    help="Whose prompts to answer; only figures of the test split go into docs.",
+)
+@click.option("--scheme", "schemes", multiple=True, help="Only these.")
+@click.option(
+    "--compare", "pair", nargs=2, metavar="A B", help="Only these two schemes, and how they differ."
+)
+def main(cache: Path, split: str, schemes: tuple[str, ...], pair: tuple[str, str] | None) -> None:
+    """Measure, print and append to results/retention.jsonl.
+
+    Figures of the test split replace those of the same schemes in docs/retention.{md,png}.
+    """
+    if pair and schemes:
+        raise click.UsageError("--compare names the schemes itself; leave --scheme out")
     click.echo(f"fine-tuned: {', '.join(_prepared(cache))}")
     with ProcessPoolExecutor(NUM_WORKERS) as pool:
-        answers = pool.submit(measure_own, cache)
-        runs = [pool.submit(measure, cache, scheme) for scheme in schemes or SCHEMES]
-        coded = [one for run in runs for one in run.result()]
+        answers = pool.submit(measure_own, cache, split)
+        chosen = pair or schemes or SCHEMES
+        runs = [pool.submit(measure, cache, scheme, split) for scheme in chosen]
+        coded = [asdict(one) for run in runs for one in run.result()]
         own = answers.result()
     checkpoint_bytes = (cache / "base" / "model.safetensors").stat().st_size
-    rows = retention_report.rows([asdict(one) for one in coded], own, checkpoint_bytes)
-    click.echo(retention_report.table(rows, own))
-    if schemes:
-        return
-    path = append("retention", {"own": _rates(own), "rows": rows})
-    retention_report.publish(rows, own)
+    rows = retention_report.rows(coded, own, checkpoint_bytes)
+    rates = _rates(own)
+    click.echo(retention_report.table(rows, rates))
+    found: dict[str, object] = {"split": split, "own": rates, "rows": rows}
+    if pair:
+        found["comparison"] = difference = retention_report.compared(coded, *pair)
+        click.echo(retention_report.sentence(difference))
+    path = append("retention", found)
     click.echo(f"appended to {path}")
+    if split == "test":
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        retention_report.publish(records, SCHEMES)
 
 
-def _rates(answers: Mapping[str, Mapping[str, tuple[bool, ...]]]) -> dict[str, object]:
+def _rates(
+    answers: Mapping[str, Mapping[str, tuple[bool, ...]]],
+) -> dict[str, dict[str, float]]:
     return {
         who: {task: sum(right) / len(right) for task, right in by_task.items()}
         for who, by_task in answers.items()

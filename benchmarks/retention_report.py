@@ -1,6 +1,6 @@
-"""The retention benchmark's table and plot."""
+"""The retention benchmark's table, plot, and comparisons of two schemes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ SEED = 0
 START, END = "<!-- table -->", "<!-- end of table -->"
 
 Answers = Mapping[str, Mapping[str, tuple[bool, ...]]]
+Rates = Mapping[str, Mapping[str, float]]
 Row = dict[str, Any]
 
 
@@ -30,21 +31,24 @@ def rows(coded: Sequence[Mapping[str, Any]], own: Answers, checkpoint_bytes: int
         _row(scheme, [one for one in coded if one["scheme"] == scheme], own, checkpoint_bytes)
         for scheme in schemes
     ]
-    return sorted(made, key=lambda row: -row["stored_share"])
+    return sorted(made, key=_most_bytes)
+
+
+def _most_bytes(row: Row) -> float:
+    return -float(row["stored_share"])
 
 
 def _row(
     scheme: str, coded: Sequence[Mapping[str, Any]], own: Answers, checkpoint_bytes: int
 ) -> Row:
-    scheme_right = [np.array(one["right"]) for one in coded]
-    own_right = [np.array(own["own"][one["task"]]) for one in coded]
-    low, high = _interval(scheme_right, own_right)
+    right = [one["right"] for one in coded]
+    retention, low, high = _paired(np.divide, right, [own["own"][one["task"]] for one in coded])
     stored = float(np.mean([one["stored_bytes"] for one in coded])) / checkpoint_bytes
     resident = float(np.mean([one["resident_bytes"] for one in coded])) / checkpoint_bytes
     return {
         "scheme": scheme,
-        "score": float(np.mean([right.mean() for right in scheme_right])),
-        "retention": _retention(scheme_right, own_right),
+        "score": float(np.mean([np.mean(answers) for answers in right])),
+        "retention": retention,
         "retention_low": low,
         "retention_high": high,
         "stored_share": stored,
@@ -62,25 +66,52 @@ def _row(
     }
 
 
-def _retention(scheme_right: Sequence[Any], own_right: Sequence[Any]) -> float:
-    pairs = zip(scheme_right, own_right, strict=True)
-    return float(np.mean([scheme.mean() / own.mean() for scheme, own in pairs]))
+def compared(coded: Sequence[Mapping[str, Any]], first: str, second: str) -> Row:
+    """By how much the first scheme's score exceeds the second's, averaged over tasks."""
+    pair = [[one["right"] for one in coded if one["scheme"] == name] for name in (first, second)]
+    difference, low, high = _paired(np.subtract, *pair)
+    return {
+        "schemes": [first, second],
+        "num_answers": sum(map(len, pair[0])),
+        "difference": difference,
+        "difference_low": low,
+        "difference_high": high,
+    }
 
 
-def _interval(scheme_right: Sequence[Any], own_right: Sequence[Any]) -> tuple[float, float]:
-    """The central 95 % of retention under `NUM_DRAWS` redraws of the prompts."""
+def sentence(comparison: Row) -> str:
+    """What `compared` found, in percentage points."""
+    first, second = comparison["schemes"]
+    return (
+        f"`{first}` scores {100 * comparison['difference']:+.1f} points against `{second}`, 95 % "
+        f"interval {100 * comparison['difference_low']:+.1f} to "
+        f"{100 * comparison['difference_high']:+.1f} (paired bootstrap over "
+        f"{comparison['num_answers']:,} answers)."
+    )
+
+
+def _paired(
+    relation: Callable[[Any, Any], Any],
+    first: Sequence[Sequence[bool]],
+    second: Sequence[Sequence[bool]],
+) -> tuple[float, float, float]:
+    """How two scores of each task relate, averaged over tasks, and the central 95 % of that.
+
+    The interval is under `NUM_DRAWS` redraws of each task's prompts, the same for both scores.
+    """
     draw = np.random.default_rng(SEED)
-    ratios = np.zeros(NUM_DRAWS)
-    for scheme, own in zip(scheme_right, own_right, strict=True):
-        chosen = draw.integers(0, len(own), (NUM_DRAWS, len(own)))
-        ratios += scheme[chosen].mean(axis=1) / own[chosen].mean(axis=1)
-    low, high = np.quantile(ratios / len(own_right), [0.025, 0.975])
-    return float(low), float(high)
+    found, redrawn = 0.0, np.zeros(NUM_DRAWS)
+    for one, other in zip(map(np.array, first), map(np.array, second), strict=True):
+        chosen = draw.integers(0, len(one), (NUM_DRAWS, len(one)))
+        found += float(relation(one.mean(), other.mean())) / len(first)
+        redrawn += relation(one[chosen].mean(axis=1), other[chosen].mean(axis=1)) / len(first)
+    low, high = np.quantile(redrawn, [0.025, 0.975])
+    return found, float(low), float(high)
 
 
-def table(made: Sequence[Row], own: Answers) -> str:
+def table(made: Sequence[Row], own: Rates) -> str:
     """The rows as Markdown, with the base's and the fine-tunes' own scores above them."""
-    scores = {who: np.mean([np.mean(right) for right in own[who].values()]) for who in own}
+    scores = {who: np.mean(list(own[who].values())) for who in own}
     lines = [
         f"Mean score over {len(own['own'])} tasks: base {scores['base']:.1%}, fine-tunes "
         f"{scores['own']:.1%}.",
@@ -99,14 +130,23 @@ def table(made: Sequence[Row], own: Answers) -> str:
     return "\n".join(lines)
 
 
-def publish(made: Sequence[Row], own: Answers) -> None:
-    """Put the table into docs/retention.md, between its marks, and draw docs/retention.png."""
-    page = DOCS / "retention.md"
+def publish(records: Sequence[Row], schemes: Sequence[str], docs: Path = DOCS) -> None:
+    """Put the newest row of each of `schemes` on the test split into retention.{md,png}.
+
+    The table goes between its marks; records are in the order of their time. Those without a split
+    are of the test split.
+    """
+    tested = [record for record in records if record.get("split", "test") == "test"]
+    newest = {row["scheme"]: row for record in tested for row in record["rows"]}
+    made = [newest[scheme] for scheme in schemes if scheme in newest]
+    made.sort(key=_most_bytes)
+    page = docs / "retention.md"
     text = page.read_text(encoding="utf-8")
     before, _, rest = text.partition(START)
     _, _, after = rest.partition(END)
-    page.write_text(f"{before}{START}\n{table(made, own)}\n{END}{after}", encoding="utf-8")
-    draw_plot(made, DOCS / "retention.png")
+    filled = f"{before}{START}\n{table(made, tested[-1]['own'])}\n{END}{after}"
+    page.write_text(filled, encoding="utf-8")
+    draw_plot(made, docs / "retention.png")
 
 
 def draw_plot(made: Sequence[Row], path: Path) -> None:

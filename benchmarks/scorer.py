@@ -9,13 +9,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from examples.score import continuations
 from examples.tasks import Example, Task, is_right
 
 BATCH_SIZE = 50
 SPLITS: Mapping[str, Callable[[Task], Sequence[Example]]] = {
     # What is reported.
-    "held_out": lambda task: task.held_out,
-    # What settings are chosen on; never reported.
+    "test": lambda task: task.held_out,
+    # What settings are chosen on; never in the table of results.
     "validation": lambda task: task.validation,
 }
 
@@ -47,7 +48,7 @@ class Scorer:
             for name, parameter in parameters.items():
                 parameter.copy_(weights[name])
 
-    def correct(self, task: Task, split: str = "held_out") -> Tensor:
+    def correct(self, task: Task, split: str = "test") -> Tensor:
         """Whether each greedy answer is right by the rule of `Task.score`, bool [examples].
 
         In the split's order. Texts are compared, not tokens: a model often spells the right word
@@ -63,20 +64,10 @@ class Scorer:
         for start in range(0, len(order), BATCH_SIZE):
             chosen = order[start : start + BATCH_SIZE]
             prompts = [examples[index].prompt for index in chosen]
-            for index, answer in zip(chosen, self._answers(prompts, task), strict=True):
+            answers = continuations(self.model, self.tokenizer, prompts, task.max_answer_tokens)
+            for index, answer in zip(chosen, answers, strict=True):
                 right[index] = is_right(answer, examples[index])
         return right
-
-    def _answers(self, prompts: list[str], task: Task) -> list[str]:
-        """The greedy continuation of each prompt."""
-        batch = self.tokenizer(prompts, return_tensors="pt", padding=True)
-        with torch.inference_mode():
-            tokens = self.model.generate(
-                **batch, max_new_tokens=task.max_answer_tokens, do_sample=False
-            )
-        return self.tokenizer.batch_decode(
-            tokens[:, batch.input_ids.shape[1] :], skip_special_tokens=True
-        )
 
 
 def load(base: Path, dtype: torch.dtype = torch.float32) -> Scorer:

@@ -1,10 +1,12 @@
 """Score a checkpoint on a task with transformers alone, to compare a server's answers with."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from examples.tasks import TASKS, Task
 
@@ -14,18 +16,22 @@ def answers(checkpoint: Path, task: Task, batch_size: int = 50) -> list[str]:
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
     prompts = task.prompts()
-    limit = task.max_answer_tokens
     texts: list[str] = []
     with click.progressbar(range(0, len(prompts), batch_size), label="Answering") as starts:
         for start in starts:
-            batch = tokenizer(
-                prompts[start : start + batch_size], return_tensors="pt", padding=True
-            )
-            with torch.inference_mode():
-                tokens = model.generate(**batch, max_new_tokens=limit, do_sample=False)
-            continuations = tokens[:, batch.input_ids.shape[1] :]
-            texts += tokenizer.batch_decode(continuations, skip_special_tokens=True)
+            chosen = prompts[start : start + batch_size]
+            texts += continuations(model, tokenizer, chosen, task.max_answer_tokens)
     return texts
+
+
+def continuations(
+    model: PreTrainedModel, tokenizer: Tokenizer, prompts: Sequence[str], max_tokens: int
+) -> list[str]:
+    """The greedy continuation of each prompt, in one batch; `tokenizer` pads on the left."""
+    batch = tokenizer(list(prompts), return_tensors="pt", padding=True)
+    with torch.inference_mode():
+        tokens = model.generate(**batch, max_new_tokens=max_tokens, do_sample=False)
+    return tokenizer.batch_decode(tokens[:, batch.input_ids.shape[1] :], skip_special_tokens=True)
 
 
 @click.command()

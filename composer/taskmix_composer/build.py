@@ -78,12 +78,14 @@ def add_task(
         checkpoint = Checkpoint.open(base)
         opened.check_base(checkpoint)
         chosen = with_thresholds(opened, forms or usual_forms(opened))
-        sources: dict[str, Source] = {name: open_source(checkpoint, source)}
-        meter = Meter(progress, checkpoint.num_parameters * (2 + len(opened.entries)))
-        if chosen.is_frozen and not is_adapter(sources[name]):
+        newcomer = open_source(checkpoint, source)
+        rewritten = {} if is_adapter(newcomer) else set_sources(opened, chosen)
+        sources: dict[str, Source] = {name: newcomer, **rewritten}
+        num_coded, num_measured = len(sources), len(opened.entries) + 1
+        meter = Meter(progress, checkpoint.num_parameters * (num_coded + num_measured))
+        if chosen.is_frozen and not is_adapter(newcomer):
             manifest = write_over_frozen(opened, checkpoint, sources, chosen, meter)
         else:
-            sources |= {} if is_adapter(sources[name]) else set_sources(opened, chosen)
             manifest = write_tasks(bank, opened.manifest, checkpoint, sources, chosen, meter)
         publish(bank, with_gram(bank, manifest.pruned(), checkpoint, meter))
     return Bank.open(bank)
@@ -132,6 +134,7 @@ def recode_bank(
         opened.check_base(checkpoint)
         named = tasks or _recodable(opened)
         sources = {task: Archive.open(opened, task) for task in named}
+        _check_thresholds(forms, sources)
         meter = Meter(progress, checkpoint.num_parameters * (len(named) + len(opened.entries)))
         manifest = write_tasks(bank, opened.manifest, checkpoint, sources, forms, meter)
         publish(bank, with_gram(bank, manifest.pruned(), checkpoint, meter))

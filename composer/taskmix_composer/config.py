@@ -44,13 +44,16 @@ class Option:
 
 _GROUP = Option(DEFAULT_GROUP, high=MAX_GROUP)
 _BITS = {bits: Option(bits, values=CODE_BITS) for bits in CODE_BITS}
+_LAMBDA = Option(0.4, low=1e-3, high=1e3)
+"""tall's default: on prompts set aside for validation it kept 98 % of the scores of eight real
+fine-tunes, 0.2 kept 96 %, and 1, the least absolute error of the weights, 81 %."""
 OPTIONS: Mapping[str, Mapping[str, Option]] = {
     "exact": {},
     "dense": {},
     "dense16": {},
     **{name: {"group": _GROUP} for name in INTEGER_BITS},
     "rtvq": {"base": _BITS[3], "offset": _BITS[2], "group": _GROUP},
-    "tall": {"mtl": _BITS[4], "group": _GROUP, "lambda": Option(1.0, low=1e-3, high=1e3)},
+    "tall": {"mtl": _BITS[4], "group": _GROUP, "lambda": _LAMBDA},
     "emr": {"mtl": _BITS[4], "group": _GROUP},
     "sign": {"salient": Option(0.0, high=1.0)},
     "sparse": {"density": Option(0.1, low=1e-6, high=1.0), "bits": Option(1, values=(1, 2, 3, 4))},

@@ -5,8 +5,9 @@ rtvq  The shared vector is the quantised mean of the task vectors, and each task
       Memory-Efficient Model Merging", 2025).
 tall  The shared vector is the sum; a task keeps the weights of it where its own is larger than
       `lambda` times what the others add (Wang et al., "Localizing Task Information for Improved
-      Model Merging and Compression", 2024). Without scores to choose it by, `lambda` is 1, the
-      least absolute error.
+      Model Merging and Compression", 2024). Without scores of one's own to choose it by, `lambda`
+      is 0.4, which kept most of the scores of eight fine-tunes on prompts set aside for validation
+      (98 %; 0.2 kept 96 %). 1 gives the least absolute error, and kept 81 %.
 emr   The shared vector has each weight's majority sign and the largest magnitude under it; a task
       keeps the weights whose sign it shares, rescaled to its own L1 norm (Huang et al.,
       "EMR-Merging: Tuning-Free High-Performance Model Merging", 2024).

@@ -53,6 +53,16 @@ class Threshold(click.ParamType[tuple[str, float]]):
             self.fail(f"{value!r} is not of the form NAME=NUMBER", param, ctx)
 
 
+Thresholds = tuple[tuple[str, float], ...]
+thresholds_option = click.option(
+    "--lambda",
+    "thresholds",
+    multiple=True,
+    type=Threshold(),
+    help="tall's lambda of one task, in place of the scheme's.",
+)
+
+
 @bank.command()
 @base_option
 @click.option(
@@ -62,20 +72,14 @@ class Threshold(click.ParamType[tuple[str, float]]):
 @click.option(
     "--group", type=click.IntRange(min=0), help="Columns that share a scale; 0 is per tensor."
 )
-@click.option(
-    "--lambda",
-    "thresholds",
-    multiple=True,
-    type=Threshold(),
-    help="tall's lambda of one task, in place of the scheme's.",
-)
+@thresholds_option
 @click.option("--out", required=True, type=DIRECTORY, metavar="BANK", help="Where to write it.")
 def build(
     base: Path,
     tasks: Directories,
     scheme: str | None,
     group: int | None,
-    thresholds: tuple[tuple[str, float], ...],
+    thresholds: Thresholds,
     out: Path,
 ) -> None:
     """Build a bank of task vectors, under int4 unless --scheme says otherwise.
@@ -139,8 +143,10 @@ def remove(path: Path, name: str) -> None:
 @base_option
 @click.option("--scheme", required=True, metavar="SCHEME", help="The form to give them.")
 @click.option("--tasks", metavar="a,b", help="Only these; by default all fine-tuned models.")
-def recode(path: Path, base: Path, scheme: str, tasks: str | None) -> None:
+@thresholds_option
+def recode(path: Path, base: Path, scheme: str, tasks: str | None, thresholds: Thresholds) -> None:
     """Give tasks another form, made from the bank's exact entries, which stay."""
+    forms = replace(Forms.parse(scheme), thresholds=dict(thresholds))
     with progress_bar("recoding") as progress:
-        changed = recode_bank(path, base, Forms.parse(scheme), names(tasks), progress)
+        changed = recode_bank(path, base, forms, names(tasks), progress)
     report(changed)

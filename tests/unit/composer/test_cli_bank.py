@@ -84,7 +84,7 @@ def test_adding_to_a_set_says_what_it_rewrites_and_why(
     quiet = done("bank", "add", path, "--base", base, "--task", f"lora={adapter}")
     assert quiet.stderr == ""
     added = done("bank", "add", path, "--base", base, "--task", f"law={law}")
-    assert added.stderr.startswith("rewriting code, math: under tall(mtl=4,group=64,lambda=1) ")
+    assert added.stderr.startswith("rewriting code, math: under tall(mtl=4,group=64,lambda=0.4) ")
     assert "law included" in added.stderr
     assert added.stdout.startswith(f"{path}: code, law, lora, math (revision ")
     assert len(Bank.open(path).manifest.shared) == 1
@@ -123,6 +123,23 @@ def test_recode(path: Path, lean: Path, base: Path) -> None:
     assert "'q' is not available" in refused(*recode, "--scheme", "q")
     assert "'code' as tall" in refused("bank", "recode", lean, "--base", base, "--scheme", "int4")
     assert run("bank", "recode", path, "--base", base).exit_code == 2
+
+
+def test_recode_takes_thresholds_by_task(path: Path, base: Path) -> None:
+    recode = ("bank", "recode", path, "--base", base)
+    done(*recode, "--scheme", "tall(lambda=0.6)", "--lambda", "code=0.2")
+    (shared,) = Bank.open(path).manifest.shared.values()
+    params = shared.derivation.params
+    assert (params["lambda"], params["lambda.code"]) == (0.6, 0.2)
+    assert "lambda.math" not in params
+    revision = Bank.open(path).revision
+    for scheme, words, tasks in (
+        ("tall", "'code' has a lambda", ("--tasks", "math")),
+        ("int4", "only tall takes a lambda", ()),
+    ):
+        message = refused(*recode, "--scheme", scheme, "--lambda", "code=0.2", *tasks)
+        assert words in message
+    assert Bank.open(path).revision == revision
 
 
 def test_merge_publishes_entries_and_planes(path: Path, base: Path) -> None:
@@ -203,7 +220,7 @@ def test_inspect_counts_everything(path: Path, base: Path) -> None:
     (digest,) = opened.manifest.shared
     math = fields["tasks"]["math"]
     assert math["shared"] == digest[:16]
-    assert math["scheme"] == "tall(mtl=4,group=64,lambda=1)"
+    assert math["scheme"] == "tall(mtl=4,group=64,lambda=0.4)"
     assert math["digest"] == opened.entry("math").digest
     assert not math["is_derived"]
     assert (math["source"], math["source_dtype"]) == ("math-model", "BF16")

@@ -15,7 +15,7 @@ from taskmix_composer.errors import InvalidSchemeError
         ("dense", None, Scheme("dense")),
         ("rtvq(base=3,offset=2)", None, Scheme("rtvq")),
         ("rtvq(offset=4)", 16, Scheme.of("rtvq", base=3, offset=4, group=16)),
-        ("tall(mtl=2,lambda=0.4)", None, Scheme.of("tall", mtl=2, **{"lambda": 0.4})),
+        ("tall(mtl=2,lambda=0.5)", None, Scheme.of("tall", mtl=2, **{"lambda": 0.5})),
         ("emr", None, Scheme.of("emr", mtl=4)),
         ("sparse(density=.05)", None, Scheme.of("sparse", density=0.05)),
         ("lowrank(rank=8)", None, Scheme.of("lowrank", rank=8)),
@@ -63,8 +63,8 @@ def test_options_are_checked_when_the_value_is_made() -> None:
 
 def test_bits_options_and_kinds() -> None:
     assert [Scheme(name).bits for name in ("int8", "int4", "int3", "int2")] == [8, 4, 3, 2]
-    assert Scheme("tall")["lambda"] == 1.0
-    assert str(Scheme("tall")) == "tall(mtl=4,group=64,lambda=1)"
+    assert Scheme("tall")["lambda"] == 0.4
+    assert str(Scheme("tall")) == "tall(mtl=4,group=64,lambda=0.4)"
     assert [name for name in ("int4", "rtvq", "tall", "emr") if Scheme(name).is_set_bound] == [
         "rtvq",
         "tall",

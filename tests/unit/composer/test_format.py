@@ -92,7 +92,7 @@ def test_the_manifest_is_golden(full: Path) -> None:
         "shared",
         "tensors",
     }
-    assert entry["scheme"] == "tall(mtl=4,group=64,lambda=1)"
+    assert entry["scheme"] == "tall(mtl=4,group=64,lambda=0.4)"
     assert entry["shared"] in fields["shared"]
     assert set(entry["archive"]) == {"shard", "tensors"}
     assert fields["entries"]["alone"]["archive"] is None
@@ -102,7 +102,7 @@ def test_the_manifest_is_golden(full: Path) -> None:
     assert shared["scheme"] == "int4(group=64)"
     assert shared["derivation"] == {
         "method": "tall",
-        "params": {"group": 64, "lambda": 1.0, "mtl": 4},
+        "params": {"group": 64, "lambda": 0.4, "mtl": 4},
         "bound": {
             task: fields["entries"][task]["provenance"]["digest"] for task in ("code", "math")
         },
@@ -124,8 +124,8 @@ def test_the_bytes_of_a_small_tall_bank_are_golden(full: Path) -> None:
     assert shared[:16] == "dc0bdee8b1391cf8"
     assert digests == {
         "alone": "efae5ea38eb30569",
-        "code": "158922f24491ff1d",
-        "math": "3b61ff8812fa3eca",
+        "code": "f8acb4e1ca92081a",
+        "math": "b841dbf29c3710ca",
     }
     assert planes == {"p.code": "487a603fe3d81c71", "p.math": "b4e6ec2caacd2ff2"}
 

@@ -98,12 +98,12 @@ def test_a_plan_is_not_bound_to_a_set() -> None:
 
 
 def test_settings_hold_options_and_thresholds() -> None:
-    forms = Forms(Scheme.of("tall", mtl=2), thresholds={"math": 0.2, "code": 0.4})
+    forms = Forms(Scheme.of("tall", mtl=2), thresholds={"math": 0.2, "code": 0.6})
     assert forms.settings() == {
         "mtl": 2,
         "group": 64,
-        "lambda": 1.0,
-        "lambda.code": 0.4,
+        "lambda": 0.4,
+        "lambda.code": 0.6,
         "lambda.math": 0.2,
     }
 

@@ -108,6 +108,27 @@ def test_a_set_under_other_options_is_not_joined(
     assert len(after.manifest.shared) == 2
 
 
+@pytest.mark.parametrize("is_frozen", [True, False])
+def test_progress_counts_what_is_coded_anew(
+    tmp_path: Path, base: Path, math: Path, code: Path, law: Path, is_frozen: bool
+) -> None:
+    forms = Forms.parse("exact,tall(mtl=4)")
+    path = build_bank(base, {"math": math, "code": code}, forms, tmp_path / "set").path
+    calls: list[tuple[int, int]] = []
+    add_task(
+        path,
+        base,
+        "law",
+        law,
+        replace(forms, is_frozen=is_frozen),
+        lambda *call: calls.append(call),
+    )
+    # each task that is coded, then all three measured against each other
+    total = (4 if is_frozen else 6) * sum(tensor.numel() for tensor in WEIGHTS.values())
+    assert {whole for _, whole in calls} == {total}
+    assert calls[-1][0] == total
+
+
 def test_thresholds_of_single_tasks_outlive_a_rewrite(
     tmp_path: Path, base: Path, math: Path, code: Path, law: Path
 ) -> None:
@@ -116,7 +137,9 @@ def test_thresholds_of_single_tasks_outlive_a_rewrite(
     after = add_task(path, base, "law", law)
     models = [tuned(WEIGHTS, seed=1), tuned(WEIGHTS, seed=2), LAW]
     total = sum(delta(model, DOWN).double() for model in models)
-    for task, threshold, model in zip(("math", "code", "law"), (0.2, 1, 1), models, strict=True):
+    for task, threshold, model in zip(
+        ("math", "code", "law"), (0.2, 0.4, 0.4), models, strict=True
+    ):
         own = delta(model, DOWN).double()
         mask = own.abs() > threshold * (total - own).abs()
         kept = mask * shared_values(after, task, DOWN)

@@ -72,8 +72,8 @@ def test_validation_is_another_split(scorer, tuned, task):
 
 
 def test_an_unknown_split_is_refused(scorer, task):
-    with pytest.raises(ScorerError, match="no split 'test': choose one of held_out, validation"):
-        scorer.correct(task, split="test")
+    with pytest.raises(ScorerError, match="no split 'train': choose one of test, validation"):
+        scorer.correct(task, split="train")
 
 
 @pytest.mark.parametrize("change", ["missing", "alias"])
