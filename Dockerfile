@@ -8,10 +8,12 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PATH=/opt/taskmix/bin:$PA
 SHELL ["/bin/bash", "-o", "errexit", "-c"]
 WORKDIR /src
 # Dependencies come first, with empty packages: a layer that stays while pyproject.toml does.
-COPY pyproject.toml LICENSE README.md ./
-# The versions are those of pyproject.toml.
-# hadolint ignore=DL3013
-RUN python -m venv /opt/taskmix; \
+COPY pyproject.toml hatch_build.py LICENSE README.md ./
+# The compiler is for the CPU kernels. The versions are those of pyproject.toml.
+# hadolint ignore=DL3008,DL3013
+RUN apt-get update; \
+    apt-get install --yes --no-install-recommends gcc libc6-dev; \
+    python -m venv /opt/taskmix; \
     for package in composer/taskmix_composer server/taskmix_server \
         clients/python/taskmix_client protos/taskmix; do \
         mkdir -p "$package"; touch "$package/__init__.py"; \

@@ -20,17 +20,20 @@ BROKEN_BESIDE_CPU_TORCH := torchaudio torchcodec torchvision
 
 .DEFAULT_GOAL := help
 .PHONY: help system setup fmt lint type protos protos-check check test test-gpu fuzz coverage bench \
-	oracle demo clean
+	bench-gpu oracle demo clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
 
 system: ## Say which Debian packages are needed
-	@echo "Debian packages needed: python3 python3-venv make git. No test needs another."
+	@echo "Debian packages needed: python3 python3-venv make git; for the tests, prometheus (promtool)."
 
 setup: $(STAMP) ## Create .venv and install everything into it; does nothing when up to date
 
-$(STAMP): pyproject.toml Makefile
+# A compiler (`cc`) builds the CPU kernels on the way; without one, deltas are multiplied by PyTorch.
+KERNELS := $(wildcard hatch_build.py composer/taskmix_composer/kernels/native/*.[ch])
+
+$(STAMP): pyproject.toml Makefile $(KERNELS)
 	@echo "Installing into $(VENV) (about two minutes, mostly downloads)"
 	@$(PYTHON) -m venv $(VENV)
 ifeq ($(ENGINE),server-cpu)
@@ -45,7 +48,20 @@ endif
 ifeq ($(ENGINE),server-cpu)
 	@$(PIP) uninstall --yes $(BROKEN_BESIDE_CPU_TORCH)
 endif
+	@$(promtool)
 	@touch $@
+
+# The tests of the alert rules need promtool. Where it is not installed, it is taken out of its
+# Debian package, for which nobody needs to be root.
+define promtool
+command -v promtool >/dev/null || test -x $(BIN)/promtool || ( \
+	folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	apt-get --quiet --quiet update >/dev/null 2>&1; \
+	(cd "$$folder" && apt-get --quiet --quiet download prometheus >/dev/null 2>&1) \
+	&& dpkg-deb --extract "$$folder"/prometheus_*.deb "$$folder/unpacked" \
+	&& cp "$$folder/unpacked/usr/bin/promtool" $(BIN)/promtool \
+	) || echo "promtool is missing: install Debian's prometheus, or tests of alerts will fail"
+endef
 
 fmt: setup ## Format, and fix what can be fixed
 	$(BIN)/ruff format .
@@ -109,9 +125,12 @@ $(ORACLE)/.installed: Makefile
 oracle: $(ORACLE)/.installed ## Compare what reference implementations give with tests/oracle's data
 	PYTHONPATH=composer $(ORACLE)/bin/python -W ignore -m tests.oracle.composer.regenerate >/dev/null
 
-bench: setup ## Measure serving, if its answers are right; appends to benchmarks/results
+bench: setup ## Measure serving, if its answers are right; writes docs/performance.md
 	$(BIN)/pytest --quiet tests/parity/test_merged_weights.py
 	$(BIN)/python -m benchmarks.serving
+
+bench-gpu: ## Measure the kernels on a GPU, if they are right; installs nothing
+	PYTHONPATH=composer $(PYTHON) -m benchmarks.gpu
 
 bench-retention: setup ## What fine-tunes keep under each scheme; writes docs/retention.md
 	$(BIN)/python -m benchmarks.retention

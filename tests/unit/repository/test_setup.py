@@ -21,6 +21,13 @@ case "$* $TORCH_IS_ELSEWHERE" in
     *"torch==2.13.0+cpu yes") exit 1;;
 esac
 """
+# Stand for Debian's tools: a package that has promtool in it.
+APT_GET = """#!/bin/sh
+case "$*" in *"download prometheus") touch prometheus_2.deb;; esac
+"""
+DPKG_DEB = """#!/bin/sh
+mkdir -p "$3/usr/bin"; echo "out of $(basename "$2")" > "$3/usr/bin/promtool"
+"""
 Setup = Callable[..., tuple[str, list[str]]]
 
 
@@ -29,15 +36,14 @@ def setup(tmp_path: Path) -> Setup:
     """Run make's setup in a checkout of its own; gives its output and pip's arguments."""
     for name in ("Makefile", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
-    fake = tmp_path / "fake-python"
-    fake.write_text(FAKE)
-    fake.chmod(0o755)
+    fake = write_script(tmp_path / "fake-python", FAKE)
+    write_script(tmp_path / "bin" / "promtool", "#!/bin/sh\n")
 
     def run(engine: str = "server-cpu", torch_is_elsewhere: str = "no") -> tuple[str, list[str]]:
         calls = tmp_path / "calls"
         calls.write_text("")
         environment = {
-            "PATH": "/usr/local/bin:/usr/bin:/bin",
+            "PATH": f"{tmp_path}/bin:/usr/bin:/bin",
             "CALLS": str(calls),
             "TORCH_IS_ELSEWHERE": torch_is_elsewhere,
         }
@@ -48,6 +54,33 @@ def setup(tmp_path: Path) -> Setup:
         return done.stdout, calls.read_text().splitlines()
 
     return run
+
+
+def write_script(path: Path, text: str) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+def test_promtool_comes_out_of_its_package_where_it_is_not_installed(
+    setup: Setup, tmp_path: Path
+) -> None:
+    if shutil.which("promtool", path="/usr/bin:/bin"):
+        pytest.skip("promtool is installed on this machine")
+    (tmp_path / "bin" / "promtool").unlink()
+    write_script(tmp_path / "bin" / "apt-get", APT_GET)
+    write_script(tmp_path / "bin" / "dpkg-deb", DPKG_DEB)
+    setup()
+    assert (tmp_path / ".venv" / "bin" / "promtool").read_text() == "out of prometheus_2.deb\n"
+
+
+def test_setup_goes_on_without_promtool(setup: Setup, tmp_path: Path) -> None:
+    if shutil.which("promtool", path="/usr/bin:/bin"):
+        pytest.skip("promtool is installed on this machine")
+    (tmp_path / "bin" / "promtool").unlink()
+    write_script(tmp_path / "bin" / "apt-get", "#!/bin/sh\nexit 100\n")
+    assert "promtool is missing" in setup()[0]
 
 
 def test_the_second_setup_does_nothing(setup: Setup) -> None:

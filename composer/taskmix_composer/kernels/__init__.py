@@ -1,0 +1,1 @@
+"""Operations on deltas as they are packed, each with an implementation for a kind of machine."""

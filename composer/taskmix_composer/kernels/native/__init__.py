@@ -1,0 +1,1 @@
+"""Kernels in C for CPUs: packing, loading, and the sources, which the build compiles."""

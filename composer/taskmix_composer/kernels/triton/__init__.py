@@ -1,0 +1,1 @@
+"""Device operations as Triton kernels, one operation and its launcher a file."""
