@@ -10,12 +10,17 @@ from pathlib import Path
 import httpx
 import pytest
 
-from taskmix_composer.mix import Mix
+from taskmix_composer.bank import Bank
+from taskmix_composer.recipe import expanded, parse_mix
 from tests.support.merged import greedy, merged_model
 from tests.support.models import Models, make_models
 from tests.support.waiting import eventually
 
-MIXES = {"ab": "a:0.7+b:0.3", "neg": "c:1.5+a:-0.5"}
+MIXES = {
+    "ab": "a:0.7+b:0.3",
+    "neg": "c:1.5+a:-0.5",
+    "by-method": json.dumps({"method": "metagpt", "tasks": ["a", "b"]}),
+}
 PROMPT = "The quick brown fox jumps over the lazy dog"
 NUM_TOKENS = 24
 START_S = 240.0
@@ -44,7 +49,8 @@ def stock(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         "--kv-cache-memory-bytes": 64 * 2**20,
         "--additional-config": json.dumps({"taskmix": {"bank": str(models.bank)}}),
     }
-    modules = [f"ab={MIXES['ab']}", json.dumps({"name": "neg", "path": MIXES["neg"]})]
+    others = [json.dumps({"name": name, "path": MIXES[name]}) for name in ("neg", "by-method")]
+    modules = [f"ab={MIXES['ab']}", *others]
     command = [
         *("env", "VLLM_NO_USAGE_STATS=1", "HF_HUB_OFFLINE=1"),
         *(sys.executable, "-m", SERVE, "--model", str(models.base)),
@@ -83,6 +89,7 @@ def test_mixes_by_model_name(stock: httpx.Client, models: Models, tmp_path: Path
         }
         answer = stock.post("/v1/completions", json=body)
         assert answer.status_code == 200, answer.text
-        merged = merged_model(models.bank, models.base, Mix.parse(expression), tmp_path / name[-4:])
+        mix = expanded(parse_mix(expression), Bank.open(models.bank))
+        merged = merged_model(models.bank, models.base, mix, tmp_path / name[-4:])
         expected, _ = greedy(merged, prompt, NUM_TOKENS)
         assert answer.json()["choices"][0]["token_ids"] == expected

@@ -1,7 +1,8 @@
 """On real weights in bfloat16, served answers are as close to exact as a merged checkpoint's.
 
 Serving keeps base and deltas apart, so that neither is rounded into the other; merging rounds
-every weight once. Both are measured against the same mix merged and run in float32.
+every weight once. Both are measured against the same mixes merged and run in float32: of dense
+deltas, and of int4 ones, which the compiled kernel multiplies with inputs in 8 bits.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,7 +28,8 @@ pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.timeout(300)]
 NUM_PROMPTS = 32
 NUM_TOKENS = 64  # 2,048 answers in all
 MAX_RATIO = 1.5
-MIX = Mix.parse("a:0.7+b:-0.4")
+# Two of them, so that no mix has the batch to itself and is merged.
+MIXES = [Mix.parse("a:0.7+b:-0.4"), Mix.parse("a:-0.3+b:0.6")]
 
 SUBJECTS = ["the sea", "a small town", "an old clock", "winter", "two friends", "a river", "bread"]
 OPENINGS = ["Write a story about {}.", "Explain {} to a child.", "The best thing about {} is"]
@@ -38,11 +40,13 @@ def base() -> Path:
     return prepare_base(default_cache() / "models")
 
 
-@pytest.fixture(scope="module")
-def bank(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["dense", "int4"])
+def bank(
+    request: pytest.FixtureRequest, base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     folder = tmp_path_factory.mktemp("smollm2")
     sources = {name: perturbed(base, folder / name, seed) for seed, name in enumerate("ab")}
-    build_bank(base, sources, Forms(Scheme("dense")), folder / "bank")
+    build_bank(base, sources, Forms(Scheme(request.param)), folder / "bank")
     return folder / "bank"
 
 
@@ -64,16 +68,25 @@ def test_bfloat16_error_is_at_most_that_of_a_merged_checkpoint(
     record_property: Callable[[str, object], None],
 ) -> None:
     prompts = token_prompts(base)
-    answers = engine.greedy([MIX] * len(prompts), prompts, NUM_TOKENS)
-    exact = merged_model(bank, base, MIX, tmp_path / "float32", torch.float32)
-    rounded = merged_model(bank, base, MIX, tmp_path / "bfloat16", torch.bfloat16)
-    tokens = [answer.tokens for answer in answers]
-    expected = forced_logprobs(exact, prompts, tokens)
-    assert expected.numel() >= 2000
-    served = torch.tensor([answer.logprobs for answer in answers])
-    served_error = (served - expected).abs().mean()
-    merged_error = (forced_logprobs(rounded, prompts, tokens) - expected).abs().mean()
-    record_property("served_over_merged_error", float(served_error / merged_error))
+    mixes = [MIXES[index % len(MIXES)] for index in range(len(prompts))]
+    answers = engine.greedy(mixes, prompts, NUM_TOKENS)
+    served_error, merged_error = 0.0, 0.0
+    for number, mix in enumerate(MIXES):
+        own = slice(number, None, len(MIXES))
+        asked, given = prompts[own], answers[own]
+        tokens = [answer.tokens for answer in given]
+        exact, rounded = (
+            forced_logprobs(
+                merged_model(bank, base, mix, tmp_path / f"{number}-{dtype}", dtype), asked, tokens
+            )
+            for dtype in (torch.float32, torch.bfloat16)
+        )
+        served = torch.tensor([answer.logprobs for answer in given])
+        assert exact.numel() >= 1000
+        served_error += float((served - exact).abs().mean())
+        merged_error += float((rounded - exact).abs().mean())
+    assert engine.memory().steps_merged == 0
+    record_property("served_over_merged_error", served_error / merged_error)
     assert merged_error > 0.0, "rounding the weights must show, or nothing was compared"
     assert served_error <= MAX_RATIO * merged_error, f"{served_error:.5f}, {merged_error:.5f}"
 

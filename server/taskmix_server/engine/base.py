@@ -33,8 +33,10 @@ class DeltaMemory:
     """Bytes that deltas take in the engine.
 
     tasks, shared, planes: of coded deltas, of the vectors that they are coded over, and of masks.
-    cache: of dense forms made of them, out of `cache_limit`; `cache_hits` and `cache_misses` count
-    how often a dense form was there or was made for a step.
+    cache: of dense forms made of them and of merged weights, out of `cache_limit`; `cache_hits` and
+    `cache_misses` count how often a dense form was there or was made for a step, `merges` how often
+    a mix that had whole batches to itself was merged, and `steps_*` the steps in which a batch was
+    the base's alone, had merged weights, or had deltas added.
     """
 
     tasks: int = 0
@@ -44,6 +46,10 @@ class DeltaMemory:
     cache_limit: int = 0
     cache_hits: int = 0
     cache_misses: int = 0
+    merges: int = 0
+    steps_base: int = 0
+    steps_merged: int = 0
+    steps_added: int = 0
 
 
 class Engine(Protocol):

@@ -9,15 +9,20 @@ CONFIG_KEY = "taskmix"
 DELTA_CACHE_BYTES = 8 * 2**30
 """What dense forms of coded deltas may take where nothing else was chosen."""
 
+KERNELS = ("auto", "native", "torch")
+"""What multiplies coded deltas: the compiled kernel, or PyTorch on dense forms."""
+
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """What an operator chooses about the engine. None leaves vLLM's default.
 
     device: "auto", "cpu" or "cuda". dtype: "auto" is the base checkpoint's own dtype, float32
-    included. served_model_name: None is the base directory's name. digest_cache: a file that
-    spares hashing the base at every start. delta_cache_bytes: for dense forms of coded deltas;
-    what does not fit is decoded at each use, which is slow and otherwise the same.
+    included. served_model_name: None is the base directory's name. digest_cache and cost_cache:
+    files that spare hashing the base and measuring the machine at every start.
+    delta_cache_bytes: for dense forms of deltas that no kernel reads as they are coded, which are
+    decoded at each use if they do not fit, and for the merged weights of mixes that fill batches.
+    kernel: one of `KERNELS`.
     """
 
     base: Path
@@ -32,6 +37,8 @@ class EngineConfig:
     served_model_name: str | None = None
     seed: int = 0
     digest_cache: Path | None = None
+    cost_cache: Path | None = None
+    kernel: str = "auto"
     delta_cache_bytes: int = DELTA_CACHE_BYTES
 
     @property

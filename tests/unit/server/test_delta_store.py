@@ -70,7 +70,7 @@ class World:
         cache = DeltaCache(cache_bytes)
         table = TensorTable.of(self.bank.base.tensors)
         arranger = DeltaArranger(sites, table, dtype, torch.device("cpu"), cache)
-        return DeltaStore(CodedLoader(self.base, dtype), arranger, cache)
+        return DeltaStore(CodedLoader(self.base, dtype, is_packing=False), arranger, cache)
 
     def loaded(self, *tasks: str, **options: int) -> DeltaStore:
         store = self.store(**options)

@@ -40,24 +40,16 @@ class Kernels:
 def load(level: Level | None = None, path: Path = PATH) -> Kernels | None:
     """The kernels for an instruction set, by default the best one of this machine.
 
-    None if the library was not built, does not load, or the machine lacks the instructions.
+    None if the library was not built, does not load, is older than this module, or the machine
+    lacks the instructions.
     """
     try:
         library = ctypes.CDLL(str(path))
-    except OSError:
+        best = library.tm_level()
+        wanted = best if level is None else level
+        return _kernels(library, Level(wanted)) if 0 < wanted <= best else None
+    except (OSError, AttributeError):
         return None
-    best = library.tm_level()
-    wanted = best if level is None else level
-    if not 0 < wanted <= best:
-        return None
-    found = Level(wanted)
-    return Kernels(
-        found,
-        add_products=_entry(library, "tm_add_products", found),
-        add_lookups=_entry(library, "tm_add_lookups", found),
-        add_weights=_entry(library, "tm_add_weights", found),
-        scale_norms=_entry(library, "tm_scale_norms", found),
-    )
 
 
 def available() -> bool:
@@ -69,6 +61,16 @@ def name() -> str:
     """The instruction set that the kernels use here, or "none"."""
     kernels = load()
     return "none" if kernels is None else kernels.level.name.lower()
+
+
+def _kernels(library: ctypes.CDLL, level: Level) -> Kernels:
+    return Kernels(
+        level,
+        add_products=_entry(library, "tm_add_products", level),
+        add_lookups=_entry(library, "tm_add_lookups", level),
+        add_weights=_entry(library, "tm_add_weights", level),
+        scale_norms=_entry(library, "tm_scale_norms", level),
+    )
 
 
 def _entry(library: ctypes.CDLL, function: str, level: Level) -> Call:

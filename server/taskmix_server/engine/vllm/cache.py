@@ -1,11 +1,19 @@
 """Dense weights made of coded ones, kept within a byte budget."""
 
 from collections.abc import Callable, Hashable, Iterable
+from typing import Protocol
 
 from cachetools import LRUCache
 from torch import Tensor
 
 Make = Callable[[], Tensor]
+
+
+class Sized(Protocol):
+    """What says how many bytes it holds."""
+
+    @property
+    def nbytes(self) -> int: ...
 
 
 class DeltaCache:
@@ -19,9 +27,12 @@ class DeltaCache:
         self.max_bytes = max_bytes
         self.num_hits = 0
         self.num_misses = 0
-        self._dense: LRUCache[Hashable, Tensor] = LRUCache(
+        self._dense: LRUCache[Hashable, Sized] = LRUCache(
             max_bytes, getsizeof=lambda dense: dense.nbytes
         )
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._dense
 
     @property
     def num_bytes(self) -> int:
@@ -32,12 +43,21 @@ class DeltaCache:
         dense = self._dense.get(key)
         if dense is not None:
             self.num_hits += 1
+            assert isinstance(dense, Tensor)
             return dense
         self.num_misses += 1
-        dense = make()
+        made = make()
+        self.put(key, made)
+        return made
+
+    def find(self, key: Hashable) -> Sized | None:
+        """What was put under this key, if it is still here."""
+        return self._dense.get(key)
+
+    def put(self, key: Hashable, dense: Sized) -> None:
+        """Keep a dense form, unless it is larger than the whole budget."""
         if dense.nbytes <= self.max_bytes:
             self._dense[key] = dense
-        return dense
 
     def fill(self, key: Hashable, make: Make) -> None:
         """Make a dense form now, and keep it if there is room without driving another out."""

@@ -9,56 +9,111 @@ from torch import Tensor
 from taskmix_composer.bank import Bank, EncodedDelta
 from taskmix_composer.bank.codecs import ARCHIVAL_CODECS
 from taskmix_composer.checkpoint import Checkpoint
+from taskmix_composer.kernels.native.memory import Arena
+from taskmix_composer.kernels.native.packing import PackedDelta, pack
 from taskmix_composer.quant import decode_rows
 
 CodedTensors = Mapping[str, EncodedDelta]
+PackedTensors = Mapping[str, tuple[PackedDelta, ...]]
+"""What the deltas of a tensor add up to."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ResidentVector:
+    """Deltas by tensor: `packed` as the kernel reads them, and `coded`, for which it has no form.
+
+    No tensor is in both.
+    """
+
+    coded: CodedTensors
+    packed: PackedTensors
+
+    @property
+    def num_bytes(self) -> int:
+        """Its own bytes; a vector that it is coded over counts for itself."""
+        packed = (part for parts in self.packed.values() for part in parts)
+        return coded_bytes(self.coded) + sum(part.num_bytes for part in packed)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ResidentTask:
-    """A task's coded deltas by tensor.
+    """A task's deltas.
 
     shared: the digest of the vector that they are coded over, or empty; it is held apart.
     """
 
     digest: str
     shared: str
-    tensors: CodedTensors
+    vector: ResidentVector
+
+
+NO_VECTOR = ResidentVector({}, {})
 
 
 @dataclass(frozen=True, slots=True)
 class CodedLoader:
     """Reads banks of one base, for a model that computes in `dtype`.
 
-    Entropy coding ends here; codes stay packed. Plain numbers (dense deltas, low-rank factors) are
-    rounded to bfloat16 where the model computes in it. An archived delta has no packed form that
-    could be multiplied: it is held as the plain difference from the base. So are vectors (norms
-    and biases), in float32.
+    Entropy coding ends here; codes stay packed, in the kernel's order where `is_packing`. Plain
+    numbers (dense deltas, low-rank factors) are rounded to bfloat16 where the model computes in
+    it. An archived delta has no packed form that could be multiplied: it is held as the plain
+    difference from the base. So are vectors (norms and biases), in float32.
     """
 
     base: Checkpoint
     dtype: torch.dtype
+    is_packing: bool
 
-    def task(self, bank: Bank, name: str, shared: CodedTensors) -> ResidentTask:
+    def task(self, bank: Bank, name: str, shared: ResidentVector) -> ResidentTask:
         """Read a task; `shared` is the vector that it is coded over, where there is one."""
         entry = bank.entry(name)
-        tensors = {
-            tensor: self._held(bank.read(name, tensor, shared.get(tensor)), tensor)
-            for tensor in entry.tensors
-        }
-        return ResidentTask(entry.digest, entry.shared, tensors)
+        coded: dict[str, EncodedDelta] = {}
+        packed: dict[str, tuple[PackedDelta, ...]] = {}
+        arena = Arena()
+        for tensor in entry.tensors:
+            delta = bank.read(name, tensor, self._coded_over(bank, entry.shared, tensor, shared))
+            if 0 in delta.coded_shape:
+                continue
+            parts = self._packed(delta, shared.packed.get(tensor, ()), arena)
+            if parts is None:
+                coded[tensor] = self._held(delta, tensor)
+            else:
+                packed[tensor] = parts
+        return ResidentTask(entry.digest, entry.shared, ResidentVector(coded, packed))
 
-    def shared(self, bank: Bank, digest: str) -> CodedTensors:
+    def shared(self, bank: Bank, digest: str) -> ResidentVector:
         """Read a shared vector."""
-        tensors = bank.manifest.shared[digest].content.tensors
-        read = {tensor: bank.read_shared(digest, tensor) for tensor in tensors}
-        return {tensor: _copied(delta) for tensor, delta in read.items() if delta is not None}
+        coded: dict[str, EncodedDelta] = {}
+        packed: dict[str, tuple[PackedDelta, ...]] = {}
+        arena = Arena()
+        for tensor in bank.manifest.shared[digest].content.tensors:
+            delta = bank.read_shared(digest, tensor)
+            if delta is None:
+                continue
+            parts = self._packed(delta, (), arena)
+            if parts is None:
+                coded[tensor] = _copied(delta)
+            else:
+                packed[tensor] = parts
+        return ResidentVector(coded, packed)
 
     def plane(self, bank: Bank, name: str) -> CodedTensors:
         """Read a plane; what it masks out entirely is absent."""
         tensors = bank.plane(name).content.tensors
         read = {tensor: bank.read_plane(name, tensor) for tensor in tensors}
         return {tensor: _copied(plane) for tensor, plane in read.items() if plane is not None}
+
+    def _coded_over(
+        self, bank: Bank, digest: str, tensor: str, shared: ResidentVector
+    ) -> EncodedDelta | None:
+        """What a delta of the task is coded over: read again where the worker holds it packed."""
+        held = shared.coded.get(tensor)
+        return held or (bank.read_shared(digest, tensor) if tensor in shared.packed else None)
+
+    def _packed(
+        self, delta: EncodedDelta, shared: tuple[PackedDelta, ...], arena: Arena
+    ) -> tuple[PackedDelta, ...] | None:
+        return pack(delta, shared, arena) if self.is_packing and len(delta.shape) > 1 else None
 
     def _held(self, delta: EncodedDelta, tensor: str) -> EncodedDelta:
         if len(delta.shape) == 1 or delta.codec in ARCHIVAL_CODECS:

@@ -12,9 +12,10 @@ import vllm
 from vllm.lora.layers import LoRAMapping
 from vllm.lora.request import LoRARequest
 from vllm.model_executor.layers.layernorm import RMSNorm
-from vllm.model_executor.layers.linear import LinearBase
+from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import (
     ParallelLMHead,
+    UnquantizedEmbeddingMethod,
     VocabParallelEmbedding,
 )
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -25,6 +26,7 @@ from taskmix_server.errors import EngineIncompatibleError
 
 __all__ = [
     "SUPPORTED_MINOR",
+    "UNQUANTIZED",
     "LinearBase",
     "LoRAMapping",
     "LoRAModelRunnerMixin",
@@ -37,6 +39,8 @@ __all__ = [
 ]
 
 SUPPORTED_MINOR = "0.32"
+UNQUANTIZED = (UnquantizedLinearMethod, UnquantizedEmbeddingMethod)
+"""Methods that make a weight ready in place and then multiply with it."""
 
 _EXPECTED_PARAMETERS: tuple[tuple[Callable[..., Any], tuple[str, ...]], ...] = (
     (LoRAModelRunnerMixin.load_lora_model, ("self", "model", "vllm_config", "device")),
@@ -46,6 +50,8 @@ _EXPECTED_PARAMETERS: tuple[tuple[Callable[..., Any], tuple[str, ...]], ...] = (
     ),
     (RMSNorm.forward_native, ("self", "x", "residual")),
     (VocabParallelEmbedding.forward, ("self", "input_")),
+    *((method.process_weights_after_loading, ("self", "layer")) for method in UNQUANTIZED),
+    *((method.apply, ("self", "layer", "x", "bias")) for method in UNQUANTIZED),
 )
 
 _EXPECTED_FIELDS: tuple[tuple[type, tuple[str, ...]], ...] = (

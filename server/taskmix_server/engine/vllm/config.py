@@ -74,10 +74,10 @@ def _worker_settings(config: EngineConfig) -> dict[str, str | int]:
     settings: dict[str, str | int] = {
         "bank": str(config.bank),
         "delta_cache_memory": config.delta_cache_bytes,
+        "kernel": config.kernel,
     }
-    if config.digest_cache is not None:
-        settings["digest_cache"] = str(config.digest_cache)
-    return settings
+    files = {"digest_cache": config.digest_cache, "cost_cache": config.cost_cache}
+    return settings | {name: str(path) for name, path in files.items() if path is not None}
 
 
 def checkpoint_dtype(base: Path) -> str:

@@ -7,10 +7,18 @@ import torch
 from torch import Tensor
 
 from taskmix_composer.bank import EncodedDelta
+from taskmix_composer.kernels.native.packing import PackedDelta, cut
+from taskmix_composer.quant import decode
 from taskmix_server.engine.vllm.cache import DeltaCache
-from taskmix_server.engine.vllm.coded import CodedTensors, ResidentTask
+from taskmix_server.engine.vllm.coded import (
+    CodedTensors,
+    PackedTensors,
+    ResidentTask,
+    ResidentVector,
+)
 from taskmix_server.engine.vllm.sites import Part, Site, SiteKind
 from taskmix_server.engine.vllm.weights import (
+    Cuts,
     Factors,
     MaskedDelta,
     Segment,
@@ -27,10 +35,12 @@ Masks = tuple[str, ...]
 class SiteDelta:
     """What a masked task adds to one module.
 
-    weights: of a linear, embedding or head; each says in its segments where it lands.
+    packed, weights: of a linear, embedding or head, for the kernel and for torch; each comes with
+        the segment or says in its segments where it lands.
     vectors: float32, a changed bias or norm weight each, with its segment.
     """
 
+    packed: tuple[tuple[PackedDelta, Segment], ...]
     weights: tuple[Weight, ...]
     vectors: tuple[tuple[Segment, Tensor], ...] = ()
 
@@ -102,23 +112,31 @@ class DeltaArranger:
         self, task: ResidentTask, masks: Masks, planes: Mapping[str, CodedTensors]
     ) -> MaskedTask:
         """A task under masks; `planes` has theirs by digest."""
-        masked = _masked(task.tensors, masks, planes)
+        masked = _masked(task.vector.coded, masks, planes)
+        packed = _cut_packed(task.vector.packed, masks, planes)
         by_parts: dict[tuple[Part, ...], SiteDelta] = {}
         deltas = {}
         for site in self.sites:
             if site.parts not in by_parts:  # a tied head has the embedding's
-                by_parts[site.parts] = self._site_delta(site.parts, masked)
+                by_parts[site.parts] = self._site_delta(site.parts, masked, packed)
             delta = by_parts[site.parts]
-            if delta.weights or delta.vectors:
+            if delta.packed or delta.weights or delta.vectors:
                 deltas[site.name] = delta
-        num_bytes = _bytes_beside(task.tensors, deltas.values())
+        num_bytes = _bytes_beside(task.vector, deltas.values())
         return MaskedTask(task.digest, masks, deltas, num_bytes)
 
-    def _site_delta(self, parts: tuple[Part, ...], masked: Mapping[str, MaskedDelta]) -> SiteDelta:
+    def _site_delta(
+        self,
+        parts: tuple[Part, ...],
+        masked: Mapping[str, MaskedDelta],
+        packed: PackedTensors,
+    ) -> SiteDelta:
+        placed = []
         stack: list[tuple[MaskedDelta, Segment]] = []
         weights: list[Weight] = []
         vectors = []
         for tensor, segment in self._tensors_of(parts):
+            placed += [(delta, segment) for delta in packed.get(tensor, ())]
             delta = masked.get(tensor)
             if delta is None:
                 continue
@@ -131,7 +149,7 @@ class DeltaArranger:
         if stack:
             deltas, segments = zip(*stack, strict=True)
             weights.append(StackedWeight(deltas, segments, self.dtype, self.device, self.cache))
-        return SiteDelta(tuple(weights), tuple(vectors))
+        return SiteDelta(tuple(placed), tuple(weights), tuple(vectors))
 
     def _tensors_of(self, parts: tuple[Part, ...]) -> Iterator[tuple[str, Segment]]:
         for part in parts:
@@ -148,18 +166,45 @@ class DeltaArranger:
 def _masked(
     tensors: CodedTensors, masks: Masks, planes: Mapping[str, CodedTensors]
 ) -> dict[str, MaskedDelta]:
-    """The deltas that the masks leave something of; a plane keeps nothing of a tensor it lacks."""
-    kept = {tensor: delta for tensor, delta in tensors.items() if 0 not in delta.coded_shape}
-    cuts: dict[str, list[tuple[EncodedDelta, bool]]] = {tensor: [] for tensor in kept}
+    """The coded deltas that the masks leave something of."""
+    return {
+        tensor: MaskedDelta(delta, cuts)
+        for tensor, delta in tensors.items()
+        if (cuts := _cuts(tensor, masks, planes)) is not None
+    }
+
+
+def _cut_packed(
+    tensors: PackedTensors, masks: Masks, planes: Mapping[str, CodedTensors]
+) -> dict[str, tuple[PackedDelta, ...]]:
+    """The packed deltas that the masks leave something of."""
+    found = {}
+    for tensor, parts in tensors.items():
+        cuts = _cuts(tensor, masks, planes)
+        if cuts is not None:
+            found[tensor] = tuple(_cut(part, cuts) for part in parts)
+    return found
+
+
+def _cut(packed: PackedDelta, cuts: Cuts) -> PackedDelta:
+    for plane, is_complement in cuts:
+        kept = decode(plane).bool()
+        kept = kept if packed.rows is None else kept[packed.rows.long()]
+        packed = cut(packed, ~kept if is_complement else kept)
+    return packed
+
+
+def _cuts(tensor: str, masks: Masks, planes: Mapping[str, CodedTensors]) -> Cuts | None:
+    """What cuts a tensor, or None where nothing is left: a plane keeps none of one it lacks."""
+    cuts = []
     for mask in masks:
-        plane = planes[mask.removeprefix("!")]
+        plane = planes[mask.removeprefix("!")].get(tensor)
         is_complement = mask.startswith("!")
-        for tensor in list(cuts):
-            if tensor in plane:
-                cuts[tensor].append((plane[tensor], is_complement))
-            elif not is_complement:
-                del cuts[tensor]
-    return {tensor: MaskedDelta(kept[tensor], tuple(found)) for tensor, found in cuts.items()}
+        if plane is not None:
+            cuts.append((plane, is_complement))
+        elif not is_complement:
+            return None
+    return tuple(cuts)
 
 
 def _is_factored(delta: MaskedDelta) -> bool:
@@ -168,8 +213,15 @@ def _is_factored(delta: MaskedDelta) -> bool:
     return is_plain and coded.codec == "lowrank"
 
 
-def _bytes_beside(coded: CodedTensors, deltas: Iterable[SiteDelta]) -> int:
-    """Bytes of the tensors that are not the coded ones, each counted once."""
-    known = {part.data_ptr() for delta in coded.values() for part in delta.tensors().values()}
+def _bytes_beside(vector: ResidentVector, deltas: Iterable[SiteDelta]) -> int:
+    """Bytes of what is neither the vector's coded nor its packed form, each counted once."""
+    held = {part for parts in vector.packed.values() for part in parts}
+    known = {
+        part.data_ptr() for delta in vector.coded.values() for part in delta.tensors().values()
+    }
+    deltas = list(deltas)
     found = {tensor.data_ptr(): tensor.nbytes for delta in deltas for tensor in delta.tensors()}
-    return sum(found[pointer] for pointer in found.keys() - known)
+    made = {part for delta in deltas for part, _ in delta.packed} - held
+    return sum(found[pointer] for pointer in found.keys() - known) + sum(
+        part.num_bytes for part in made
+    )

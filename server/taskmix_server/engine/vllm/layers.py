@@ -1,8 +1,8 @@
 """The compute seam: each module's own result plus the deltas of the rows that asked for them.
 
-A task's product is computed in the module's dtype; products are scaled and added to the base's
-result in float32, and the sum is rounded once. Rows without a task keep vLLM's own result bit for
-bit.
+Products are scaled and added to the base's result in float32, and the sum is rounded once. Rows
+without a task keep vLLM's own result bit for bit. Where one mix has all rows of a batch, its
+merged weights may take the place of both.
 """
 
 from collections.abc import Callable
@@ -11,9 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from taskmix_composer.kernels.norms import RowWeights, scale_norms
+from taskmix_composer.kernels.products import add_lookups, add_products
 from taskmix_server.engine.vllm.deltas import SiteDelta
+from taskmix_server.engine.vllm.merged import MergedWeights
 from taskmix_server.engine.vllm.sites import Site, SiteKind
 from taskmix_server.engine.vllm.steps import IDLE, RowPlan, Step, TaskUse
+
+Scale = Callable[[Tensor, Tensor, RowWeights, float], None]
+"""`scale_norms` of `kernels.norms`, or what does the same."""
 
 
 class CurrentStep:
@@ -28,14 +34,14 @@ class CurrentStep:
         self.step = step
         self._has_sampled = False
 
-    def plan_for_head(self) -> RowPlan:
+    def plan_for_head(self) -> RowPlan | None:
         """The plan of the head's next call.
 
         Its first call in a step takes the rows to sample. Further calls compute log-probabilities
         of prompts, whose rows belong to no plan: the edges admit those requests only under mixes
         that leave the head alone.
         """
-        plan = IDLE.samples if self._has_sampled else self.step.samples
+        plan = None if self._has_sampled else self.step.samples
         self._has_sampled = True
         return plan
 
@@ -43,49 +49,78 @@ class CurrentStep:
 class MixedMethod:
     """A layer's quantisation method with deltas added to what it computes."""
 
-    def __init__(self, inner: Any, site: Site, current: CurrentStep) -> None:
+    def __init__(self, inner: Any, site: Site, current: CurrentStep, merged: MergedWeights) -> None:
         self._inner = inner
-        self._site_name = site.name
+        self._site = site
         self._is_head = site.kind is SiteKind.HEAD
         self._current = current
+        self._merged = merged
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
     def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Linear and head: x [rows, inputs] -> [rows, outputs]."""
-        out: Tensor = self._inner.apply(layer, x, bias)
         plan = self._current.plan_for_head() if self._is_head else self._current.step.tokens
-        uses = uses_of(self._site_name, plan)
-        if not uses:
-            return out
-        assert not self._is_head or x.shape[0] == plan.num_rows, "head rows are not the samples"
-        total = out.float()
-        for use, delta in uses:
-            add_outputs(total, x, use, delta)
-        return total.to(out.dtype)
+        if plan is None:
+            return self._inner.apply(layer, x, bias)  # type: ignore[no-any-return]
+        assert x.shape[0] == plan.num_rows, "the rows are not those of the plan"
+        merged = self._merged.find(plan.sole, self._site)
+        if merged is not None:
+            return self._inner.apply(merged.module, x, merged.bias(bias))  # type: ignore[no-any-return]
+        out: Tensor = self._inner.apply(layer, x, bias)
+        return add_outputs(out, x, plan, self._site)
 
     def embedding(self, layer: nn.Module, input_: Tensor) -> Tensor:
         """Embedding: token ids [rows] -> [rows, hidden]."""
         out: Tensor = self._inner.embedding(layer, input_)
-        uses = uses_of(self._site_name, self._current.step.tokens)
-        if not uses:
-            return out
-        total = out.float()
-        for use, delta in uses:
-            add_embedding(total, input_, use, delta)
-        return total.to(out.dtype)
+        plan = self._current.step.tokens
+        return out if plan is None else add_embedding(out, input_, plan, self._site)
 
 
-def wrap(site: Site, current: CurrentStep) -> None:
-    """Put a site's deltas into its module."""
+def wrap(site: Site, current: CurrentStep, merged: MergedWeights, *, is_native: bool) -> None:
+    """Put a site's deltas into its module, with the compiled kernels if `is_native`."""
     if site.kind is SiteKind.NORM:
-        site.module.forward = mixed_norm(site, current)
+        scale = scale_norms if is_native else torch_scale_norms
+        site.module.forward = mixed_norm(site, current, scale)
         return
     module: Any = site.module
-    module.quant_method = MixedMethod(module.quant_method, site, current)
+    module.quant_method = MixedMethod(module.quant_method, site, current, merged)
     if site.kind is SiteKind.LINEAR:
         module.requires_unquantized_input = True  # no fused path may hand over int8 inputs
+
+
+def add_outputs(out: Tensor, x: Tensor, plan: RowPlan, site: Site) -> Tensor:
+    """out [rows, outputs] with what the plan's tasks add to it; `out` may be written into."""
+    parts = plan.slots.parts(site)
+    if not parts.has_others:
+        if parts.packed is not None:
+            add_products(out, x, parts.packed, plan.pairs)
+        return out
+    total = out.float()
+    if parts.packed is not None:
+        add_products(total, x, parts.packed, plan.pairs)
+    for use, delta in uses_of(site.name, plan):
+        add_task(total, x, use, delta)
+    return total.to(out.dtype)
+
+
+def add_embedding(out: Tensor, token_ids: Tensor, plan: RowPlan, site: Site) -> Tensor:
+    """out [rows, hidden] with what the plan's tasks add to it; `out` may be written into."""
+    parts = plan.slots.parts(site)
+    if not parts.has_others:
+        if parts.packed is not None:
+            add_lookups(out, token_ids, parts.packed, plan.pairs)
+        return out
+    total = out.float()
+    if parts.packed is not None:
+        add_lookups(total, token_ids, parts.packed, plan.pairs)
+    for use, delta in uses_of(site.name, plan):
+        for weight in delta.weights:
+            coefficients = use.coefficients[weight.segments[0].column]
+            gathered = weight.lookup(select_rows(token_ids, use.rows))
+            add_rows(total, gathered * coefficients[:, None], use.rows)
+    return total.to(out.dtype)
 
 
 def uses_of(site_name: str, plan: RowPlan) -> list[tuple[TaskUse, SiteDelta]]:
@@ -93,14 +128,14 @@ def uses_of(site_name: str, plan: RowPlan) -> list[tuple[TaskUse, SiteDelta]]:
     return [(use, use.task.deltas[site_name]) for use in plan.uses if site_name in use.task.deltas]
 
 
-def add_outputs(total: Tensor, x: Tensor, use: TaskUse, delta: SiteDelta) -> None:
+def add_task(total: Tensor, x: Tensor, use: TaskUse, delta: SiteDelta) -> None:
     """total[rows] += coefficient * (x[rows] @ weight.T + bias), segment by segment.
 
-    total: float32 [batch rows, outputs], changed in place. x: [batch rows, inputs].
+    Of what is not packed. total: float32 [batch rows, outputs], changed in place. x: [batch rows,
+    inputs].
     """
-    selected = select_rows(x, use.rows)
     for weight in delta.weights:
-        product = weight.product(selected)
+        product = weight.product(select_rows(x, use.rows))
         sizes = [segment.size for segment in weight.segments]
         for segment, part in zip(weight.segments, product.split(sizes, dim=1), strict=True):
             part.mul_(use.coefficients[segment.column][:, None])
@@ -110,15 +145,7 @@ def add_outputs(total: Tensor, x: Tensor, use: TaskUse, delta: SiteDelta) -> Non
         add_rows(total.narrow(1, segment.start, segment.size), scaled, use.rows)
 
 
-def add_embedding(total: Tensor, token_ids: Tensor, use: TaskUse, delta: SiteDelta) -> None:
-    """total[rows] += coefficient * weight[token_ids[rows]]; total: float32 [rows, hidden]."""
-    (weight,) = delta.weights
-    coefficients = use.coefficients[weight.segments[0].column]
-    gathered = weight.lookup(select_rows(token_ids, use.rows))
-    add_rows(total, gathered * coefficients[:, None], use.rows)
-
-
-def mixed_norm(site: Site, current: CurrentStep) -> Callable[..., Any]:
+def mixed_norm(site: Site, current: CurrentStep, scale: Scale) -> Callable[..., Any]:
     """RMSNorm whose weight is w + sum(c * dw) for each row that uses a task.
 
     The normalised input is recomputed in float32 and never divided out of the base's result,
@@ -126,32 +153,53 @@ def mixed_norm(site: Site, current: CurrentStep) -> Callable[..., Any]:
     """
     norm: Any = site.module
     inner = norm.forward
+    width = norm.weight.shape[0]
 
     def forward(x: Tensor, residual: Tensor | None = None) -> Any:
         plan = current.step.tokens
-        uses = uses_of(site.name, plan)
-        if not uses:
+        if plan is None or (weights := norm_weights(plan, site)) is None:
             return inner(x, residual)
-        grouped = (plan.num_rows, -1, norm.weight.shape[0])  # query and key norms have heads
-        summed = (x if residual is None else x + residual).reshape(grouped)
-        normalized = normalize(select_rows(summed, plan.rows), norm.variance_epsilon)
-        result = inner(x, residual)  # may write into x and residual
-        weights = norm.weight.float().repeat(plan.num_rows, 1)
-        for use, delta in uses:
-            ((segment, vector),) = delta.vectors
-            add_rows(weights, use.coefficients[segment.column][:, None] * vector, use.rows)
-        mixed = normalized * select_rows(weights, plan.rows)[:, None, :]
-        out = (result if residual is None else result[0]).view(grouped)
-        put_rows(out, mixed.to(out.dtype), plan.rows)
+        result = inner(x, residual)
+        out, summed = (result, x) if residual is None else result
+        grouped = (plan.num_rows, -1, width)  # query and key norms have heads
+        own = RowWeights(weights, plan.variant_of_row, plan.rows)
+        scale(out.view(grouped), summed.reshape(grouped), own, norm.variance_epsilon)
         return result
 
     return forward
 
 
-def normalize(x: Tensor, epsilon: float) -> Tensor:
-    """x / sqrt(mean(x^2) + epsilon) over the last axis, as a new float32 tensor."""
-    wide = x.float()
-    return wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
+def norm_weights(plan: RowPlan, site: Site) -> Tensor | None:
+    """What the norm's weight is for each variant, float32 [variants, width]; None for the base's.
+
+    Made once per step.
+    """
+    if site.name not in plan.norms:
+        plan.norms[site.name] = _norm_weights(plan, site)
+    return plan.norms[site.name]
+
+
+def _norm_weights(plan: RowPlan, site: Site) -> Tensor | None:
+    changes = [
+        (number, *use.task.deltas[site.name].vectors[0])
+        for number, use in enumerate(plan.uses)
+        if site.name in use.task.deltas
+    ]
+    if not changes:
+        return None
+    numbers, segments, vectors = zip(*changes, strict=True)
+    coefficients = plan.coefficients[segments[0].column]  # [variants, uses]
+    weight: Any = site.module.weight
+    return torch.addmm(weight.float(), coefficients[:, numbers], torch.stack(vectors))
+
+
+def torch_scale_norms(out: Tensor, x: Tensor, weights: RowWeights, epsilon: float) -> None:
+    """As `kernels.norms.scale_norms`, for x [rows, heads, width], on any device."""
+    wide = select_rows(x, weights.rows).float()
+    normalized = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
+    variants = select_rows(weights.variant_of_row, weights.rows)
+    own = weights.by_variant.index_select(0, variants)[:, None, :]
+    put_rows(out, normalized.mul_(own).to(out.dtype), weights.rows)
 
 
 def select_rows(x: Tensor, rows: Tensor | None) -> Tensor:

@@ -5,7 +5,8 @@ name and path. `MixManager` answers the calls that the model runners make of a L
 an id stands for a mix: a row of coefficients over loaded tasks.
 """
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,27 +18,37 @@ from taskmix_composer.bank import Bank
 from taskmix_composer.checkpoint import Checkpoint
 from taskmix_composer.errors import BaseMismatchError
 from taskmix_composer.identity import DigestCache
+from taskmix_composer.kernels.native import library
 from taskmix_composer.mix import Mix, Term
-from taskmix_server.engine.config import DELTA_CACHE_BYTES
+from taskmix_composer.recipe import expanded, parse_mix
+from taskmix_server.engine.config import DELTA_CACHE_BYTES, KERNELS
 from taskmix_server.engine.vllm import compat
 from taskmix_server.engine.vllm.cache import DeltaCache
 from taskmix_server.engine.vllm.coded import CodedLoader
 from taskmix_server.engine.vllm.config import check_config
+from taskmix_server.engine.vllm.costs import NEVER_MERGE, Costs, known_costs
 from taskmix_server.engine.vllm.deltas import DeltaArranger, Masks, TensorTable
 from taskmix_server.engine.vllm.layers import CurrentStep, wrap
-from taskmix_server.engine.vllm.sites import find_sites
-from taskmix_server.engine.vllm.steps import IDLE, NO_TASKS, ResidentVariant, plan_step
+from taskmix_server.engine.vllm.merged import PATHS, MergedWeights, mergeable
+from taskmix_server.engine.vllm.sites import Site, find_sites
+from taskmix_server.engine.vllm.steps import IDLE, NO_TASKS, Planner, ResidentVariant
 from taskmix_server.engine.vllm.store import DeltaStore, TermKey
 from taskmix_server.errors import FailedPreconditionError
+
+logger = logging.getLogger(__name__)
 
 
 class MixManager:
     """Loaded tasks and registered mixes of one worker, and the step that its layers read."""
 
-    def __init__(self, bank: Bank, store: DeltaStore, current: CurrentStep) -> None:
+    def __init__(
+        self, bank: Bank, store: DeltaStore, merged: MergedWeights, current: CurrentStep
+    ) -> None:
         self._bank = bank
         self._store = store
+        self._merged = merged
         self._current = current
+        self._num_steps = dict.fromkeys(PATHS, 0)
         self._variants: dict[str, ResidentVariant] = {}  # by the path of their LoRA request
         self._step = IDLE
         self._last: tuple[Any, ...] = ()  # what `_step` was planned from
@@ -49,8 +60,8 @@ class MixManager:
         """Wrap the model's layers.
 
         `settings` is the `taskmix` part of vLLM's `additional_config`: `bank`, a directory, and
-        optionally `digest_cache`, a file that spares hashing the base again, and
-        `delta_cache_memory`, bytes for dense forms of coded deltas.
+        optionally `digest_cache` and `cost_cache`, files that spare hashing the base and measuring
+        the machine again, `delta_cache_memory`, bytes for dense forms of deltas, and `kernel`.
         """
         check_config(vllm_config)
         bank = Bank.open(Path(settings["bank"]))
@@ -60,13 +71,18 @@ class MixManager:
         cache = DeltaCache(_cache_bytes(settings))
         tied_head = bool(getattr(vllm_config.model_config.hf_config, "tie_word_embeddings", False))
         sites = find_sites(model, tied_head=tied_head)
+        dtype = vllm_config.model_config.dtype
+        merged = MergedWeights(
+            mergeable(sites), base, dtype, cache, _costs(sites, dtype, device, settings)
+        )
+        is_native = _is_native(settings, device)
         current = CurrentStep()
         for site in sites:
-            wrap(site, current)
-        dtype = vllm_config.model_config.dtype
+            wrap(site, current, merged, is_native=is_native)
         table = TensorTable.of(bank.base.tensors)
         arranger = DeltaArranger(sites, table, dtype, device, cache)
-        return cls(bank, DeltaStore(CodedLoader(base, dtype), arranger, cache), current)
+        loader = CodedLoader(base, dtype, is_packing=is_native)
+        return cls(bank, DeltaStore(loader, arranger, cache), merged, current)
 
     # What taskmix asks of a worker
 
@@ -115,24 +131,28 @@ class MixManager:
 
     def forget(self, path: str) -> None:
         """Drop a mix that no request in flight uses, and planes that no other mix uses."""
-        self._variants.pop(path, None)
+        variant = self._variants.pop(path, None)
+        if variant is not None:
+            self._merged.forget(variant)
         self._drop_unused_planes()
 
     def memory(self) -> dict[str, int]:
         """What deltas take in this worker; see `DeltaStore.memory`."""
-        return self._store.memory()
+        steps = {f"steps_{path}": count for path, count in self._num_steps.items()}
+        return {**self._store.memory(), "merges": self._merged.num_merges, **steps}
 
     # What vLLM's model runners ask of a LoRA manager
 
     def add_adapter(self, request: compat.LoRARequest) -> bool:
         """Under plain `vllm serve` a path is a MIX; its tasks are loaded here, on first use.
 
-        What a path means stays as it is until the process ends, whatever the bank does.
+        A method is expanded from the bank as it is then. What a path means stays as it is until
+        the process ends, whatever the bank does.
         """
         if request.lora_path in self._variants:
             return False
-        mix = Mix.parse(request.lora_path)
         bank = self._reopened()
+        mix = expanded(parse_mix(request.lora_path), bank)
         bank.check_mix(mix)
         digests = {task: bank.entry(task).digest for task in mix.tasks}
         for task, digest in digests.items():
@@ -155,8 +175,9 @@ class MixManager:
         }
         key = (mapping.index_mapping, mapping.prompt_mapping, variants)
         if key != self._last:
-            self._step = plan_step(*key, self._store.arranger.device)
+            self._step = self._planner().step(*key)
         self._last = key
+        self._num_steps[self._merged.begin(self._step.tokens)] += 1
         self._current.begin(self._step)
 
     @contextmanager
@@ -184,6 +205,10 @@ class MixManager:
 
     def supports_tower_connector_lora(self) -> bool:
         return False
+
+    def _planner(self) -> Planner:
+        arranger = self._store.arranger
+        return Planner(len(arranger.table.columns), arranger.device, self._store.slots())
 
     def _load_planes(self, planes: Mapping[str, str]) -> None:
         missing = {name for name, digest in planes.items() if not self._store.holds_plane(digest)}
@@ -218,6 +243,42 @@ def _masks(term: Term, planes: Mapping[str, str]) -> Masks:
     """A term's masks by their planes' digests."""
     named = ((mask.startswith("!"), planes[mask.removeprefix("!")]) for mask in term.masks)
     return tuple(sorted({f"!{digest}" if negated else digest for negated, digest in named}))
+
+
+def _is_native(settings: Mapping[str, Any], device: torch.device) -> bool:
+    """Whether the compiled kernel multiplies deltas; else they are multiplied in dense forms."""
+    kernel = settings.get("kernel", "auto")
+    if kernel not in KERNELS:
+        raise FailedPreconditionError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
+    if kernel == "torch" or (device.type != "cpu" and kernel == "auto"):
+        return False
+    if device.type == "cpu" and library.available():
+        return True
+    missing = (
+        "the compiled kernel is for CPUs with AVX2, and is built when taskmix is installed where "
+        "there is a C compiler (`cc`)"
+    )
+    if kernel == "native":
+        raise FailedPreconditionError(f"--kernel native was asked for, but {missing}")
+    logger.warning("deltas are multiplied by PyTorch, which is slow: %s", missing)
+    return False
+
+
+def _costs(
+    sites: Sequence[Site], dtype: torch.dtype, device: torch.device, settings: Mapping[str, Any]
+) -> Costs:
+    linears = mergeable(sites)
+    if device.type != "cpu" or not linears:
+        return NEVER_MERGE
+    method: Any = linears[0].module.quant_method
+
+    def install(weight: Tensor) -> None:
+        module = nn.Module()
+        module.weight = nn.Parameter(weight, requires_grad=False)
+        method.process_weights_after_loading(module)
+
+    path = settings.get("cost_cache")
+    return known_costs(Path(path) if path else None, dtype, install)
 
 
 def _cache_bytes(settings: Mapping[str, Any]) -> int:

@@ -37,6 +37,11 @@ class Site:
     parts: tuple[Part, ...]
     module: nn.Module
 
+    @property
+    def num_outputs(self) -> int:
+        """Outputs of all parts; a vocabulary's padding comes after them."""
+        return sum(part.size for part in self.parts)
+
 
 def find_sites(model: nn.Module, *, tied_head: bool) -> tuple[Site, ...]:
     """List the sites of a dense decoder; a tied head is a second site of the embedding's tensor."""

@@ -5,14 +5,22 @@ from dataclasses import dataclass, field
 
 from taskmix_composer.bank import Bank
 from taskmix_server.engine.vllm.cache import DeltaCache
-from taskmix_server.engine.vllm.coded import CodedLoader, CodedTensors, ResidentTask, coded_bytes
+from taskmix_server.engine.vllm.coded import (
+    NO_VECTOR,
+    CodedLoader,
+    CodedTensors,
+    ResidentTask,
+    ResidentVector,
+    coded_bytes,
+)
 from taskmix_server.engine.vllm.deltas import DeltaArranger, MaskedTask, Masks
+from taskmix_server.engine.vllm.slots import NO_SLOTS, Slots
 
 TermKey = tuple[str, Masks]
 """A task's digest and its masks."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class DeltaStore:
     """Contents by digest. A shared vector goes with the last task that is coded over it."""
 
@@ -20,9 +28,10 @@ class DeltaStore:
     arranger: DeltaArranger
     cache: DeltaCache
     _tasks: dict[str, ResidentTask] = field(default_factory=dict)
-    _shared: dict[str, CodedTensors] = field(default_factory=dict)
+    _shared: dict[str, ResidentVector] = field(default_factory=dict)
     _planes: dict[str, CodedTensors] = field(default_factory=dict)
     _terms: dict[TermKey, MaskedTask] = field(default_factory=dict)
+    _slots: Slots = NO_SLOTS
 
     def load_task(self, bank: Bank, name: str) -> None:
         """Hold a task of a bank.
@@ -37,7 +46,7 @@ class DeltaStore:
         try:
             if entry.shared and entry.shared not in self._shared:
                 self._shared[entry.shared] = self.loader.shared(bank, entry.shared)
-            task = self.loader.task(bank, name, self._shared.get(entry.shared, {}))
+            task = self.loader.task(bank, name, self._shared.get(entry.shared, NO_VECTOR))
             term = self.arranger.arranged(task, (), {})
             for weight in term.cacheable():
                 self.cache.fill(weight, weight.decoded)
@@ -63,6 +72,13 @@ class DeltaStore:
     def holds_plane(self, digest: str) -> bool:
         return digest in self._planes
 
+    def slots(self) -> Slots:
+        """Every term there is now, numbered; the same object until there is another."""
+        tasks = tuple(self._terms.values())
+        if self._slots.tasks != tasks:
+            self._slots = Slots(tasks)
+        return self._slots
+
     @property
     def has_planes(self) -> bool:
         return bool(self._planes)
@@ -83,14 +99,14 @@ class DeltaStore:
 
     def task_bytes(self, digest: str) -> int:
         """Bytes that a loaded task holds by itself."""
-        return coded_bytes(self._tasks[digest].tensors) + self._terms[digest, ()].num_bytes
+        return self._tasks[digest].vector.num_bytes + self._terms[digest, ()].num_bytes
 
     def memory(self) -> dict[str, int]:
         """Bytes by what holds them, and how often the cache had what was asked for."""
         masked = sum(term.num_bytes for term in self._terms.values() if term.masks)
         return {
             "tasks": sum(self.task_bytes(digest) for digest in self._tasks),
-            "shared": sum(coded_bytes(tensors) for tensors in self._shared.values()),
+            "shared": sum(vector.num_bytes for vector in self._shared.values()),
             "planes": masked + sum(coded_bytes(tensors) for tensors in self._planes.values()),
             "cache": self.cache.num_bytes,
             "cache_limit": self.cache.max_bytes,
@@ -99,6 +115,7 @@ class DeltaStore:
         }
 
     def _drop_terms(self, keys: AbstractSet[TermKey]) -> None:
+        self._slots = NO_SLOTS  # which would hold them
         for key in keys:
             self.cache.drop(self._terms.pop(key).cacheable())
 

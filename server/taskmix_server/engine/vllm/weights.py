@@ -3,6 +3,7 @@
 Results are float32; products are made in the inputs' dtype.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -12,6 +13,9 @@ from torch.nn import functional
 from taskmix_composer.bank import EncodedDelta
 from taskmix_composer.quant import decode, decode_rows
 from taskmix_server.engine.vllm.cache import DeltaCache
+
+Cuts = tuple[tuple[EncodedDelta, bool], ...]
+"""The planes that cut a delta: with True, what a plane keeps is taken away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +29,10 @@ class Segment:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MaskedDelta:
-    """A coded delta, and the planes that cut it: with True, what a plane keeps is taken away."""
+    """A coded delta, and the planes that cut it."""
 
     coded: EncodedDelta
-    cuts: tuple[tuple[EncodedDelta, bool], ...] = ()
+    cuts: Cuts = ()
 
     def values(self) -> Tensor:
         """The changed rows (all of them where `coded.rows` is None) in float32."""
@@ -102,6 +106,11 @@ class StackedWeight:
             return self.deltas[0].values().to(self.device, self.dtype)
         return torch.cat([delta.whole().to(self.device, self.dtype) for delta in self.deltas])
 
+    def segmented(self) -> Iterator[tuple[Segment, Tensor]]:
+        """Each segment's whole delta, float32 [segment's outputs, inputs]."""
+        for segment, delta in zip(self.segments, self.deltas, strict=True):
+            yield segment, delta.whole()
+
     def tensors(self) -> list[Tensor]:
         """What it holds itself."""
         return [tensor for tensor in (self.rows, self.plain) if tensor is not None]
@@ -125,6 +134,10 @@ class Factors:
         """As `StackedWeight.lookup`."""
         rows = functional.embedding(ids, self.b).float()
         return (rows @ self.a.float()).mul_(self.scaling)
+
+    def segmented(self) -> Iterator[tuple[Segment, Tensor]]:
+        """As `StackedWeight.segmented`."""
+        yield self.segments[0], (self.b.float() @ self.a.float()).mul_(self.scaling)
 
     def tensors(self) -> list[Tensor]:
         """As `StackedWeight.tensors`."""
