@@ -1,121 +1,107 @@
-"""Serving: 32 concurrent requests over 8 tasks and 16 mixes against stock vLLM on the base."""
+"""Serving on CPU, end to end: taskmix and what it is compared with, in one run on one machine."""
 
 import asyncio
-import random
+import signal
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
-from openai import AsyncOpenAI
 
-from benchmarks.models import TASKS, prepare
-from benchmarks.record import append, spread
-from benchmarks.servers import NUM_SEQS, Running, stock, taskmix
-from taskmix_client import Client
+from benchmarks import rivals, serving_report
+from benchmarks.growth import MixStage, TaskStage, growing_mixes, growing_tasks
+from benchmarks.latency import Latency, latency
+from benchmarks.models import MANY_TASKS, SCHEME, SMALL_SCHEME, Models, prepare
+from benchmarks.record import append, last_run, provenance
+from benchmarks.rounds import FULL, QUICK, Effort, Rate
+from benchmarks.servers import CORES, taskmix
+from benchmarks.workloads import HALF_SINGLE, SIXTEEN_MIXES, TASKS, WORKLOADS
 from taskmix_server.settings import default_cache
 
-SCHEME = "int4"
-NUM_ROUNDS = 5
-PROMPT_TOKENS = 32
-ANSWER_TOKENS = 64
-VOCABULARY = 49152
+SPARE_TASKS = MANY_TASKS[len(TASKS) :]
+"""Of the large bank: no request names them while latency is measured."""
+STUDIED = "all"
+"""The setting of cores under which latency, growth and the compiled base are measured."""
 
-# Sixteen pairs that use each of the eight tasks four times.
-MIXES = [
-    f"{TASKS[index % 8]}:0.6+{TASKS[(index + 1 + 2 * (index // 8)) % 8]}:0.4" for index in range(16)
-]
+Measurement = Rate | Latency | TaskStage | MixStage
 
-Workload = Callable[[str], Sequence[str]]
-"""From the base's name to the model that each of the concurrent requests names."""
 
-WORKLOADS: dict[str, Workload] = {
-    "base": lambda base: [base] * NUM_SEQS,
-    "one_mix": lambda base: [MIXES[0]] * NUM_SEQS,
-    "16_mixes": lambda base: [MIXES[index % len(MIXES)] for index in range(NUM_SEQS)],
-}
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What is measured, where servers keep their logs and state, and how much of it."""
+
+    models: Models
+    folder: Path
+    effort: Effort
+
+    def all(self) -> Iterator[Measurement]:
+        """Every measurement of a run; one server at a time."""
+        for cores in CORES:
+            yield from self.rivals(cores)
+            yield from self.workloads(cores)
+            yield from self.small_bank(cores)
+        yield from self.many_tasks(STUDIED)
+
+    def rivals(self, cores: str) -> Iterator[Measurement]:
+        given = (self.models, self.folder, cores, self.effort)
+        yield from rivals.stock(*given, has_streams=cores == STUDIED)
+        if cores == STUDIED:
+            yield from rivals.compiled(*given)
+        yield from rivals.adapters(*given)
+        yield from rivals.swaps(*given)
+
+    def workloads(self, cores: str) -> Iterator[Measurement]:
+        with taskmix(self.models.base, self.models.bank, self.folder, cores) as server:
+            for workload in WORKLOADS:
+                yield rivals.rate(
+                    server, "taskmix", cores, workload.name, workload.rows, self.effort
+                )
+            if cores == STUDIED:
+                yield from growing_mixes(server, cores, self.effort)
+
+    def small_bank(self, cores: str) -> Iterator[Measurement]:
+        with taskmix(self.models.base, self.models.small_bank, self.folder, cores) as server:
+            for workload in (SIXTEEN_MIXES, HALF_SINGLE):
+                yield rivals.rate(
+                    server, SMALL_SCHEME, cores, workload.name, workload.rows, self.effort
+                )
+
+    def many_tasks(self, cores: str) -> Iterator[Measurement]:
+        with taskmix(self.models.base, self.models.large_bank, self.folder, cores) as server:
+            for loaded in ((), SPARE_TASKS):
+                streaming = latency(
+                    server, "taskmix", cores, SIXTEEN_MIXES.rows, self.effort, loaded
+                )
+                yield asyncio.run(streaming)
+            yield from growing_tasks(server, cores, self.effort)
 
 
 @click.command()
 @click.option(
     "--cache", type=click.Path(path_type=Path), default=lambda: default_cache() / "models"
 )
-def main(cache: Path) -> None:
-    """Measure, print, and append to results/serving.jsonl."""
-    base, bank = prepare(cache, SCHEME)
+@click.option("--quick", is_flag=True, help="Few short rounds, to try the scripts: not recorded.")
+def main(cache: Path, quick: bool) -> None:
+    """Measure, append to results/serving.jsonl, print, and write docs/performance.md."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave no server behind
+    provenance()  # before the first line changes a file
+    effort = QUICK if quick else FULL
+    lines = []
     with tempfile.TemporaryDirectory() as folder:
-        measured = measure(base, bank, Path(folder))
-    for name, value in measured.items():
-        click.echo(f"{name:32} {value}")
-    click.echo(f"appended to {append('serving', measured)}")
+        for measurement in Bench(prepare(cache), Path(folder), effort).all():
+            lines.append(_line(measurement, effort))
+            click.echo(measurement, err=True)
+            if not quick:
+                append(serving_report.RESULTS, lines[-1])
+    click.echo(serving_report.tables(lines))
+    if not quick:
+        serving_report.publish(last_run(serving_report.RESULTS))
 
 
-def measure(base: Path, bank: Path, folder: Path) -> dict[str, object]:
-    """Run stock vLLM, then taskmix, with the same requests."""
-    with stock(base, folder) as server:
-        stock_rates = asyncio.run(rates(server, base.name, WORKLOADS["base"]))
-        stock_start_s = server.start_s
-    measured: dict[str, object] = {
-        "scheme": SCHEME,
-        "num_requests": NUM_SEQS,
-        "num_tasks": len(TASKS),
-        "num_mixes": len(MIXES),
-        "prompt_tokens": PROMPT_TOKENS,
-        "answer_tokens": ANSWER_TOKENS,
-        "stock_tokens_per_s": spread(stock_rates),
-        "stock_start_s": round(stock_start_s, 1),
-    }
-    with taskmix(base, bank, folder) as server:
-        measured["start_s"] = round(server.start_s, 1)
-        for name, workload in WORKLOADS.items():
-            found = spread(asyncio.run(rates(server, base.name, workload)))
-            measured[f"{name}_tokens_per_s"] = found
-            measured[f"{name}_ratio"] = round(found["p50"] / spread(stock_rates)["p50"], 3)
-        measured["load_task_s"] = spread(load_seconds(server))
-    return measured
-
-
-async def rates(server: Running, base_name: str, workload: Workload) -> list[float]:
-    """Generated tokens per second in each round, after one round that is not counted."""
-    models = workload(base_name)
-    async with AsyncOpenAI(base_url=f"http://{server.http}/v1", api_key="none") as client:
-        found = [await one_round(client, models, seed) for seed in range(NUM_ROUNDS + 1)]
-    return found[1:]
-
-
-async def one_round(client: AsyncOpenAI, models: Sequence[str], seed: int) -> float:
-    """Tokens per second of one batch; every round has prompts of its own, so none is cached."""
-    draw = random.Random(seed)  # noqa: S311 - a workload, not a secret
-    prompts = [draw.choices(range(VOCABULARY), k=PROMPT_TOKENS) for _ in models]
-    started_s = time.monotonic()
-    answers = await asyncio.gather(
-        *(
-            client.completions.create(
-                model=model,
-                prompt=prompt,
-                max_tokens=ANSWER_TOKENS,
-                temperature=0.0,
-                extra_body={"ignore_eos": True},
-            )
-            for model, prompt in zip(models, prompts, strict=True)
-        )
-    )
-    elapsed_s = time.monotonic() - started_s
-    num_tokens = sum(answer.usage.completion_tokens for answer in answers if answer.usage)
-    return num_tokens / elapsed_s
-
-
-def load_seconds(server: Running) -> list[float]:
-    """Seconds from asking for a task to its being servable, for each task."""
-    found = []
-    with Client(server.grpc) as client:
-        for name in TASKS:
-            client.unload_task(name)
-            started_s = time.monotonic()
-            client.load_task(name)
-            found.append(time.monotonic() - started_s)
-    return found
+def _line(measurement: Measurement, effort: Effort) -> dict[str, object]:
+    kind = type(measurement).__name__
+    return {"kind": kind, "scheme": SCHEME, "effort": asdict(effort), **asdict(measurement)}
 
 
 if __name__ == "__main__":

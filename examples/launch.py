@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,14 +33,24 @@ class Served:
 
 
 def start_server(
-    base: Path, bank: Path, log: Path, *flags: str, lifetime_s: int | None = None
+    base: Path,
+    bank: Path,
+    log: Path,
+    *flags: str,
+    lifetime_s: int | None = None,
+    environment: Sequence[str] = (),
 ) -> Served:
-    """Serve on free loopback ports; with `lifetime_s` the server ends by itself after that time."""
+    """Serve on free loopback ports; with `lifetime_s` the server ends by itself after that time.
+
+    `environment` are arguments of `env`, such as `NAME=VALUE`.
+    """
     command = [str(SCRIPT), "serve", "--base", str(base), "--bank", str(bank)]
     command += ["--grpc-port", "0", "--http-port", "0", *flags]
     if lifetime_s is not None:
         timeout = shutil.which("timeout") or "timeout"
         command = [timeout, "--signal=TERM", str(lifetime_s), *command]
+    if environment:
+        command = [shutil.which("env") or "env", *environment, *command]
     with log.open("w") as errors:
         process = subprocess.Popen(  # noqa: S603 - our own command, no shell
             command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
