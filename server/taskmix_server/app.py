@@ -15,20 +15,31 @@ from typing import Any
 from taskmix_composer.bank.reader import Bank
 from taskmix_composer.checkpoint import Checkpoint
 from taskmix_composer.identity import DigestCache
+from taskmix_server.database import Database, state_in_use
 from taskmix_server.engine.vllm.config import server_config
 from taskmix_server.engine.vllm.engine import VllmEngine
 from taskmix_server.engine.vllm.process import mark_engine_children
 from taskmix_server.rest.server import HttpEdge
 from taskmix_server.rpc.server import GrpcEdge
+from taskmix_server.runtime.certificates import CertificateFiles
+from taskmix_server.runtime.changes import Changes
 from taskmix_server.runtime.mixes import NamedMixStore
 from taskmix_server.runtime.recipes import RecipeExpander
 from taskmix_server.runtime.state import ServerState
 from taskmix_server.runtime.tasks import TaskRegistry
 from taskmix_server.runtime.variants import VariantCache
+from taskmix_server.services.access import AccessService
 from taskmix_server.services.bank import BankService
 from taskmix_server.services.inference import InferenceService
+from taskmix_server.services.services import Services
+from taskmix_server.services.tenants import TenantService
 from taskmix_server.settings import Settings
 from taskmix_server.telemetry.metrics import Metrics
+from taskmix_server.telemetry.reporting import Reporter
+from taskmix_server.tenancy.audit import AuditLog
+from taskmix_server.tenancy.authenticator import Authenticator
+from taskmix_server.tenancy.rules import METRICS
+from taskmix_server.tenancy.store import TenantStore
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +49,8 @@ CLOSE_S = 2.0  # for the last bytes of answers that are complete
 def serve(settings: Settings) -> None:
     """Run the server until SIGTERM or SIGINT, then drain and return."""
     mark_engine_children()
-    asyncio.run(_serve(settings))
+    with state_in_use(settings.state):
+        asyncio.run(_serve(settings))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +60,7 @@ class _Server:
     engine: VllmEngine
     inference: InferenceService
     tasks: TaskRegistry
-    mixes: NamedMixStore
+    database: Database
     grpc: GrpcEdge
     http: HttpEdge
 
@@ -58,17 +70,27 @@ class _Server:
         await self.inference.state.drain(grace_s)
         await asyncio.gather(self.grpc.stop(CLOSE_S), self.http.stop(CLOSE_S))
         await self.engine.close()
-        self.mixes.close()
+        self.database.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What the server finds in files. Without a certificate both edges speak plain text."""
+
+    database: Database
+    authenticator: Authenticator
+    certificate: CertificateFiles | None
 
 
 async def _serve(settings: Settings) -> None:
     _on_stop(_leave_at_once)
+    reporter = Reporter(settings.telemetry, Metrics())
     bank = await asyncio.to_thread(_checked_bank, settings)
-    mixes = await asyncio.to_thread(NamedMixStore.at, settings.state)
+    kept = await asyncio.to_thread(_kept, settings)
     arguments, vllm_config = await asyncio.to_thread(server_config, settings.engine)
     engine = await VllmEngine.start(vllm_config)
     try:
-        server = await _wire(settings, bank, engine, mixes, arguments)
+        server = await _wire(settings, bank, engine, kept, arguments, reporter)
         grpc_port = await server.grpc.start(settings.host, settings.grpc_port)
         http_port = await server.http.start(settings.host, settings.http_port)
     except BaseException:
@@ -80,6 +102,7 @@ async def _serve(settings: Settings) -> None:
     await stopping.wait()
     logger.info("draining, at most %.0f s", settings.drain_s)
     await server.drain(settings.drain_s)
+    await asyncio.to_thread(reporter.close)
 
 
 def _on_stop(react: Callable[[], None]) -> None:
@@ -99,18 +122,28 @@ def _leave_at_once() -> None:
 
 
 async def _wire(
-    settings: Settings, bank: Bank, engine: VllmEngine, mixes: NamedMixStore, arguments: Any
+    settings: Settings,
+    bank: Bank,
+    engine: VllmEngine,
+    kept: _Kept,
+    arguments: Any,
+    reporter: Reporter,
 ) -> _Server:
-    metrics = Metrics()
+    metrics = reporter.metrics
     tasks = TaskRegistry(settings.engine.bank, bank, engine)
     variants = VariantCache(tasks, engine)
     engine.watch_load(
         lambda load: metrics.record_load(load.num_running, load.num_waiting, load.used_kv_blocks)
     )
+    tasks.after_load = metrics.record_task_load
     metrics.read_at_scrape(
-        task_references=lambda: tasks.num_references,
-        resident_bytes=lambda: tasks.resident_bytes,
-        ready_variants=lambda: len(variants),
+        {
+            "task_references": lambda: tasks.num_references,
+            "resident_bytes": lambda: tasks.resident_bytes,
+            "ready_variants": lambda: len(variants),
+            "engine_up": lambda: engine.is_healthy,
+        },
+        task_bytes=lambda: {task.name: task.resident_bytes for task in tasks.statuses()},
         delta_memory=lambda figure: getattr(tasks.memory.last, figure),
     )
     for name in bank.entries:
@@ -118,10 +151,33 @@ async def _wire(
         await tasks.load(name)
         logger.info("loaded task %s in %.2f s", name, time.monotonic() - started_s)
     recipes = RecipeExpander(tasks)
-    inference = InferenceService(engine, variants, recipes, mixes, metrics, ServerState())
-    service = BankService(tasks, variants, recipes, mixes)
-    http = await HttpEdge.create(engine, arguments, inference, service, settings.engine.model_name)
-    return _Server(engine, inference, tasks, mixes, GrpcEdge(inference, service), http)
+    mixes, audit = NamedMixStore(kept.database), AuditLog(kept.database)
+    services = Services(
+        AccessService(
+            kept.authenticator,
+            (METRICS,) if settings.access.metrics_open else (),
+            metrics.record_denial,
+        ),
+        InferenceService(engine, variants, recipes, mixes, ServerState(), reporter.report),
+        BankService(tasks, variants, recipes, mixes, audit, Changes()),
+        TenantService(TenantStore(kept.database), audit, kept.authenticator, Changes()),
+    )
+    name, certificate = settings.engine.model_name, kept.certificate
+    http = await HttpEdge.create(engine, arguments, services, name, certificate)
+    grpc = GrpcEdge(services, certificate)
+    return _Server(engine, services.inference, tasks, kept.database, grpc, http)
+
+
+def _kept(settings: Settings) -> _Kept:
+    """Opens what is in files; refuses what would let anybody in unasked."""
+    access = settings.access
+    database = Database.at(settings.state)
+    authenticator = Authenticator(TenantStore(database))
+    access.check_host(settings.host, is_open=authenticator.is_open)
+    certificate = None
+    if access.tls_cert is not None and access.tls_key is not None:
+        certificate = CertificateFiles(access.tls_cert, access.tls_key)
+    return _Kept(database, authenticator, certificate)
 
 
 def _checked_bank(settings: Settings) -> Bank:

@@ -1,10 +1,12 @@
 """What an operator chooses, composed of the parts' own configs. The environment is read here."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from taskmix_server.engine.config import EngineConfig
+from taskmix_server.telemetry.config import TelemetryConfig
+from taskmix_server.tenancy.config import AccessConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +19,8 @@ class Settings:
     grpc_port: int = 50051
     http_port: int = 8000
     drain_s: float = 20.0
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    access: AccessConfig = field(default_factory=AccessConfig)
 
 
 def default_state() -> Path:

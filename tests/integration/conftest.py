@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from taskmix_client import Client
+from tests.support.collector import Collector, collecting
 from tests.support.models import Models, make_models
 from tests.support.served import Served, serving
 
@@ -16,9 +17,18 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
 
 
 @pytest.fixture(scope="session")
-def served(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def collector() -> Iterator[Collector]:
+    with collecting() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def served(
+    models: Models, tmp_path_factory: pytest.TempPathFactory, collector: Collector
+) -> Iterator[Served]:
     state = tmp_path_factory.mktemp("state")
-    with serving(models.base, models.bank, state) as server:
+    flags = ("--log-format", "json", "--otlp-endpoint", collector.url)
+    with serving(models.base, models.bank, state, *flags) as server:
         yield server
 
 

@@ -8,7 +8,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tests.support.served import Served
 
-SERVICES = ("taskmix.v1.InferenceService", "taskmix.v1.BankService")
+SERVICES = ("taskmix.v1.InferenceService", "taskmix.v1.BankService", "taskmix.v1.AdminService")
 
 CLOSED = (
     *("/", "/docs", "/redoc", "/openapi.json", "/version", "/load", "/ping", "/health"),

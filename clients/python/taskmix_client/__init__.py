@@ -17,11 +17,14 @@ from taskmix_client.errors import (
 )
 from taskmix_client.models import Answer, Chunk, Completion, NamedMix, Task, Timings, Usage
 from taskmix_client.sync import Client
+from taskmix_client.tenants import ApiKey, AuditRecord, NewKey, Tenant, TenantLimits
 
 __all__ = [
     "AlreadyExistsError",
     "Answer",
+    "ApiKey",
     "AsyncClient",
+    "AuditRecord",
     "CancelledError",
     "Chunk",
     "Client",
@@ -31,11 +34,14 @@ __all__ = [
     "InternalError",
     "InvalidArgumentError",
     "NamedMix",
+    "NewKey",
     "NotFoundError",
     "PermissionDeniedError",
     "ResourceExhaustedError",
     "Task",
     "TaskMixError",
+    "Tenant",
+    "TenantLimits",
     "Timings",
     "UnauthenticatedError",
     "UnavailableError",

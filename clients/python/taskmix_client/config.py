@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from taskmix_client.errors import InvalidArgumentError
@@ -11,6 +12,9 @@ from taskmix_client.errors import InvalidArgumentError
 REPEATABLE = {
     "taskmix.v1.InferenceService": ("Generate", "StreamGenerate"),
     "taskmix.v1.BankService": ("ListTasks", "LoadTask", "UnloadTask", "RegisterMix", "ListMixes"),
+    "taskmix.v1.AdminService": (
+        *("ListTenants", "UpdateTenant", "ListKeys", "RevokeKey", "ListAudit"),
+    ),
 }
 # gRPC's own ceiling.
 MAX_ATTEMPTS = 5
@@ -21,7 +25,8 @@ class ClientConfig:
     """One server and how to call it.
 
     `timeout_s` is the default limit of a call in seconds, None for none. `max_attempts` counts the
-    first one. The API key stays out of the repr.
+    first one. `ca` is a PEM file of the authorities to trust in place of the system's; it implies
+    `tls`. The API key stays out of the repr.
     """
 
     target: str
@@ -29,6 +34,7 @@ class ClientConfig:
     timeout_s: float | None = None
     max_attempts: int = 4
     tls: bool = False
+    ca: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.target:
@@ -45,6 +51,15 @@ class ClientConfig:
         if limit_s is not None and not 0 < limit_s < math.inf:
             raise InvalidArgumentError(f"timeout_s must be positive and finite, got {limit_s}")
         return limit_s
+
+    @property
+    def root_certificates(self) -> bytes | None:
+        """The authorities to trust; None for the system's. Raises OSError."""
+        return None if self.ca is None else self.ca.read_bytes()
+
+    @property
+    def is_secure(self) -> bool:
+        return self.tls or self.ca is not None
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:

@@ -1,17 +1,36 @@
 """The blocking client."""
 
 from collections.abc import Generator
+from datetime import datetime
+from os import PathLike
+from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
 import grpc
 
-from taskmix.v1 import bank_pb2, bank_pb2_grpc, inference_pb2, inference_pb2_grpc
+from taskmix.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    bank_pb2,
+    bank_pb2_grpc,
+    inference_pb2,
+    inference_pb2_grpc,
+)
+from taskmix_client._admin import (
+    from_tenant,
+    to_audit_record,
+    to_key,
+    to_key_request,
+    to_new_key,
+    to_tenant,
+)
 from taskmix_client._base import ChunkReader, to_answer, to_named_mix, to_task
 from taskmix_client.config import ClientConfig
 from taskmix_client.errors import from_rpc
 from taskmix_client.models import Answer, Chunk, NamedMix, Task
 from taskmix_client.options import MixLike, Options, Prompt, to_mix, to_request
+from taskmix_client.tenants import ApiKey, AuditRecord, NewKey, Tenant
 
 RequestT = TypeVar("RequestT")
 ResponseT = TypeVar("ResponseT")
@@ -28,11 +47,14 @@ class Client:
         timeout_s: float | None = None,
         max_attempts: int = 4,
         tls: bool = False,
+        ca: str | PathLike[str] | None = None,
     ) -> None:
-        self._config = ClientConfig(target, api_key, timeout_s, max_attempts, tls)
+        trusted = None if ca is None else Path(ca)
+        self._config = ClientConfig(target, api_key, timeout_s, max_attempts, tls, trusted)
         self._channel = _open_channel(self._config)
         self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._bank = bank_pb2_grpc.BankServiceStub(self._channel)
+        self._admin = admin_pb2_grpc.AdminServiceStub(self._channel)
 
     def __enter__(self) -> Self:
         return self
@@ -92,6 +114,51 @@ class Client:
         """Forget a name."""
         self._call(self._bank.DeleteMix, bank_pb2.DeleteMixRequest(name=name))
 
+    def tenants(self) -> tuple[Tenant, ...]:
+        """List the tenants."""
+        response = self._call(self._admin.ListTenants, admin_pb2.ListTenantsRequest())
+        return tuple(to_tenant(tenant) for tenant in response.tenants)
+
+    def create_tenant(self, tenant: Tenant) -> Tenant:
+        """Add a tenant."""
+        request = admin_pb2.CreateTenantRequest(tenant=from_tenant(tenant))
+        response = self._call(self._admin.CreateTenant, request)
+        return to_tenant(response.tenant)
+
+    def update_tenant(self, tenant: Tenant) -> Tenant:
+        """Replace all rights and limits of the tenant of this name."""
+        request = admin_pb2.UpdateTenantRequest(tenant=from_tenant(tenant))
+        response = self._call(self._admin.UpdateTenant, request)
+        return to_tenant(response.tenant)
+
+    def delete_tenant(self, name: str) -> None:
+        """Remove a tenant and its keys."""
+        self._call(self._admin.DeleteTenant, admin_pb2.DeleteTenantRequest(name=name))
+
+    def keys(self, tenant: str = "") -> tuple[ApiKey, ...]:
+        """List the keys of a tenant, or of all."""
+        request = admin_pb2.ListKeysRequest(tenant=tenant)
+        response = self._call(self._admin.ListKeys, request)
+        return tuple(to_key(key) for key in response.keys)
+
+    def create_key(self, tenant: str, expires_at: datetime | None = None) -> NewKey:
+        """Give a tenant a key. Its `secret` cannot be asked for again."""
+        request = to_key_request(tenant, expires_at)
+        response = self._call(self._admin.CreateKey, request)
+        return to_new_key(response)
+
+    def revoke_key(self, key_id: str) -> ApiKey:
+        """End a key at once, by its public part."""
+        request = admin_pb2.RevokeKeyRequest(id=key_id)
+        response = self._call(self._admin.RevokeKey, request)
+        return to_key(response.key)
+
+    def audit(self, limit: int = 100, before_id: int | None = None) -> tuple[AuditRecord, ...]:
+        """List changes of state, newest first; `before_id` continues a list."""
+        request = admin_pb2.ListAuditRequest(limit=limit, before_id=before_id)
+        response = self._call(self._admin.ListAudit, request)
+        return tuple(to_audit_record(record) for record in response.records)
+
     def _call(
         self,
         method: "grpc.UnaryUnaryMultiCallable[RequestT, ResponseT]",
@@ -124,7 +191,7 @@ class Client:
 
 
 def _open_channel(config: ClientConfig) -> grpc.Channel:
-    if config.tls:
-        credentials = grpc.ssl_channel_credentials()
+    if config.is_secure:
+        credentials = grpc.ssl_channel_credentials(config.root_certificates)
         return grpc.secure_channel(config.target, credentials, config.channel_options)
     return grpc.insecure_channel(config.target, config.channel_options)

@@ -1,44 +1,13 @@
 """The verbs that talk to a running server: generate, tasks, mixes."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import click
 
-from taskmix_client import Answer, Client, NamedMix, Task, TaskMixError
-
-DEFAULT_SERVER = "127.0.0.1:50051"
-FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
-
-
-def server_options(command: FunctionT) -> FunctionT:
-    """Add the flags that say which server, and as whom."""
-    server = click.option(
-        "--server",
-        default=DEFAULT_SERVER,
-        show_default=True,
-        envvar="TASKMIX_SERVER",
-        metavar="HOST:PORT",
-        help="The server's gRPC address.",
-    )
-    api_key = click.option(
-        "--api-key",
-        envvar="TASKMIX_API_KEY",
-        show_envvar=True,
-        help="The key that the server asks for.",
-    )
-    return server(api_key(command))
-
-
-@contextmanager
-def connected(server: str, api_key: str | None) -> Iterator[Client]:
-    """Open a client; a refusal ends the command with its message and status 1."""
-    try:
-        with Client(server, api_key) as client:
-            yield client
-    except TaskMixError as error:
-        raise click.ClickException(str(error)) from error
+from taskmix_client import Answer, NamedMix, Task
+from taskmix_server.cli.connection import Server, connected, server_options
+from taskmix_server.cli.table import print_table
 
 
 @click.command()
@@ -51,10 +20,10 @@ def connected(server: str, api_key: str | None) -> Iterator[Client]:
 @click.option("--temperature", type=click.FloatRange(min=0.0), help="0 is greedy.")
 @click.option("--stream", is_flag=True, help="Print the text as it comes.")
 @click.argument("prompt")
-def generate(server: str, api_key: str | None, stream: bool, prompt: str, **options: Any) -> None:
+def generate(server: Server, stream: bool, prompt: str, **options: Any) -> None:
     """Continue PROMPT under a mix; without one, under the base."""
     _check_target(options)
-    with connected(server, api_key) as client:
+    with connected(server) as client:
         if stream:
             for chunk in client.stream(prompt, **options):
                 click.echo(chunk.text, nl=False)
@@ -71,27 +40,27 @@ def tasks() -> None:
 
 @tasks.command("list")
 @server_options
-def list_tasks(server: str, api_key: str | None) -> None:
+def list_tasks(server: Server) -> None:
     """List the tasks and where each of them is."""
-    with connected(server, api_key) as client:
+    with connected(server) as client:
         _print_tasks(client.tasks())
 
 
 @tasks.command("load")
 @server_options
 @click.argument("name")
-def load_task(server: str, api_key: str | None, name: str) -> None:
+def load_task(server: Server, name: str) -> None:
     """Make task NAME of the bank directory servable."""
-    with connected(server, api_key) as client:
+    with connected(server) as client:
         _print_tasks([client.load_task(name)])
 
 
 @tasks.command("unload")
 @server_options
 @click.argument("name")
-def unload_task(server: str, api_key: str | None, name: str) -> None:
+def unload_task(server: Server, name: str) -> None:
     """Make task NAME unservable."""
-    with connected(server, api_key) as client:
+    with connected(server) as client:
         _print_tasks([client.unload_task(name)])
 
 
@@ -102,9 +71,9 @@ def mixes() -> None:
 
 @mixes.command("list")
 @server_options
-def list_mixes(server: str, api_key: str | None) -> None:
+def list_mixes(server: Server) -> None:
     """List the named mixes."""
-    with connected(server, api_key) as client:
+    with connected(server) as client:
         _print_mixes(client.mixes())
 
 
@@ -112,18 +81,18 @@ def list_mixes(server: str, api_key: str | None) -> None:
 @server_options
 @click.argument("name")
 @click.argument("mix")
-def register_mix(server: str, api_key: str | None, name: str, mix: str) -> None:
+def register_mix(server: Server, name: str, mix: str) -> None:
     """Give MIX the name NAME."""
-    with connected(server, api_key) as client:
+    with connected(server) as client:
         _print_mixes([client.register_mix(name, mix)])
 
 
 @mixes.command("delete")
 @server_options
 @click.argument("name")
-def delete_mix(server: str, api_key: str | None, name: str) -> None:
+def delete_mix(server: Server, name: str) -> None:
     """Forget the mix NAME."""
-    with connected(server, api_key) as client:
+    with connected(server) as client:
         client.delete_mix(name)
         click.echo(f"deleted {name}")
 
@@ -142,16 +111,9 @@ def _print_tasks(listed: Sequence[Task]) -> None:
         (task.name, task.scheme, str(task.num_bytes), task.state, str(task.num_references))
         for task in listed
     ]
-    _print_table(("task", "scheme", "bytes", "state", "in use by"), rows)
+    print_table(("task", "scheme", "bytes", "state", "in use by"), rows)
 
 
 def _print_mixes(listed: Sequence[NamedMix]) -> None:
     rows = [(mix.name, mix.mix_digest[:16], mix.mix) for mix in listed]
-    _print_table(("mix", "digest", "terms"), rows)
-
-
-def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(len(cell) for cell in column) for column in zip(head, *rows, strict=True)]
-    for row in (head, *rows):
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        click.echo("  ".join(cells).rstrip())
+    print_table(("mix", "digest", "terms"), rows)

@@ -1,20 +1,21 @@
 """`taskmix serve`."""
 
-import logging
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from taskmix_server.engine.config import DELTA_CACHE_BYTES, EngineConfig
+from taskmix_server.engine.config import DELTA_CACHE_BYTES, KERNELS, EngineConfig
 from taskmix_server.settings import (
     Settings,
     default_cache,
     default_state,
     prepare_engine_environment,
 )
+from taskmix_server.telemetry.config import LOG_FORMATS, TelemetryConfig
+from taskmix_server.tenancy.config import AccessConfig
 
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
@@ -44,12 +45,39 @@ DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
     type=click.IntRange(0),
     default=DELTA_CACHE_BYTES,
     show_default=True,
-    help="Bytes for dense forms of coded deltas; what does not fit is decoded at each use.",
+    help="Bytes for merged weights, and for dense forms of deltas that the kernel cannot read.",
+)
+@click.option(
+    "--kernel",
+    type=click.Choice(KERNELS),
+    default="auto",
+    show_default=True,
+    help="What multiplies coded deltas: the compiled kernel, or PyTorch.",
 )
 @click.option("--served-model-name", help="The base's name in `model`; its directory's if absent.")
 @click.option("--max-num-seqs", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--max-num-batched-tokens", type=click.IntRange(1), help="Tokens of one step.")
 @click.option("--block-size", type=click.IntRange(1), help="Tokens of a KV block.")
+@click.option(
+    "--log-format",
+    type=click.Choice(LOG_FORMATS),
+    default="text",
+    show_default=True,
+    help="How lines on stderr are written.",
+)
+@click.option(
+    "--otlp-endpoint",
+    metavar="URL",
+    help="Where traces are posted, such as http://HOST:4318/v1/traces; none if absent.",
+)
+@click.option("--tls-cert", type=FILE, help="The certificate's chain, PEM; read again on change.")
+@click.option("--tls-key", type=FILE, help="The certificate's private key, PEM.")
+@click.option(
+    "--allow-unauthenticated",
+    is_flag=True,
+    help="Without tenants, serve anybody on other addresses than loopback too.",
+)
+@click.option("--metrics-open", is_flag=True, help="Serve /metrics without an admin's key.")
 def serve(
     *,
     base: Path,
@@ -60,26 +88,39 @@ def serve(
     http_port: int,
     kv_cache_memory: int | None,
     delta_cache_memory: int,
+    kernel: str,
+    log_format: str,
+    otlp_endpoint: str | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    allow_unauthenticated: bool,
+    metrics_open: bool,
     **engine: Any,
 ) -> None:
     """Serve a base and its bank over gRPC and HTTP until SIGTERM.
 
     Prints one line of JSON on stdout when it takes requests; logs go to stderr.
     """
+    if (tls_cert is None) != (tls_key is None):
+        raise click.UsageError("--tls-cert and --tls-key go together")
     prepare_engine_environment()
     from taskmix_server.app import serve as run
+    from taskmix_server.telemetry.logs import configure
 
-    logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("taskmix_server").setLevel(logging.INFO)  # vLLM's app sets the root's level
+    configure(log_format)
     config = EngineConfig(
         base,
         bank,
         kv_cache_memory_bytes=kv_cache_memory,
         delta_cache_bytes=delta_cache_memory,
         digest_cache=default_cache() / "digests.json",
+        cost_cache=default_cache() / "costs.json",
+        kernel=kernel,
         **engine,
     )
-    run(Settings(config, state, host, grpc_port, http_port))
+    telemetry = TelemetryConfig(log_format, otlp_endpoint)
+    access = AccessConfig(tls_cert, tls_key, allow_unauthenticated, metrics_open)
+    run(Settings(config, state, host, grpc_port, http_port, telemetry=telemetry, access=access))
 
 
 def _read_config(context: click.Context, path: Path | None) -> None:

@@ -6,17 +6,20 @@ from typing import Protocol
 
 from taskmix_server.domain.generation import Completion, Prompt, SamplingOptions
 from taskmix_server.domain.variant import Variant
+from taskmix_server.telemetry.requests import Phases
 
 
 @dataclass(frozen=True, slots=True)
 class EngineChunk:
-    """New tokens of one request. Counts are totals so far; finished on its last chunk."""
+    """New tokens of one request. Counts are totals so far; finished on its last chunk, which may
+    say when the engine worked on it."""
 
     completions: tuple[Completion, ...]
     num_prompt_tokens: int
     num_cached_tokens: int
     prompt_logprobs: tuple[float, ...]
     is_finished: bool
+    phases: Phases | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +81,12 @@ class Engine(Protocol):
         sampling: SamplingOptions,
         variant: Variant,
         priority: int,
+        cache_salt: str | None,
     ) -> AsyncGenerator[EngineChunk]:
-        """Run a request; closing the iterator stops its work."""
+        """Run a request; closing the iterator stops its work.
+
+        Keys and values are reused between requests of one `cache_salt` only.
+        """
 
     def watch_load(self, observe: Callable[[EngineLoad], None]) -> None:
         """Call `observe` after each step of the engine."""

@@ -1,6 +1,7 @@
 """The HTTP app: an allow-list of routes, everything else is 404."""
 
 import time
+from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
 from typing import Any
@@ -8,34 +9,38 @@ from typing import Any
 import prometheus_client
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from taskmix_server.engine.vllm.engine import VllmEngine
+from taskmix_server.rest.access import AccessMiddleware, call_name, caller
 from taskmix_server.rest.generation import GenerationRoute
 from taskmix_server.rest.status import json_error
 from taskmix_server.runtime.tasks import TaskState
-from taskmix_server.services.bank import BankService
-from taskmix_server.services.inference import InferenceService
+from taskmix_server.services.services import Services
+from taskmix_server.tenancy.rules import check_covered
 
 GENERATION_PATHS = ("/v1/completions", "/v1/chat/completions")
 
 
 def build_app(
     vllm_app: Any,
-    inference: InferenceService,
-    bank: BankService,
+    services: Services,
     engine: VllmEngine,
     base_name: str,
 ) -> Starlette:
     """Our routes, with vLLM's app behind the generation routes only."""
+    inference, bank = services.inference, services.bank
     generation = GenerationRoute(vllm_app, inference, engine, base_name)
     started_s = int(time.time())
 
     async def list_models(request: Request) -> Response:
-        mixes = [described.record.name for described in await bank.list_mixes()]
-        tasks = [status.name for status in bank.list_tasks() if status.state is TaskState.RESIDENT]
+        principal = caller(request.scope)
+        listed = bank.list_tasks(principal)
+        mixes = [described.record.name for described in await bank.list_mixes(principal)]
+        tasks = [status.name for status in listed if status.state is TaskState.RESIDENT]
         names = dict.fromkeys([base_name, *mixes, *tasks])
         return JSONResponse(
             {"object": "list", "data": [_model_card(name, base_name, started_s) for name in names]}
@@ -56,19 +61,27 @@ def build_app(
         context: AbstractAsyncContextManager[None] = vllm_app.router.lifespan_context(vllm_app)
         return context
 
+    routes = [
+        *(Route(path, generation, methods=["POST"]) for path in GENERATION_PATHS),
+        Route("/v1/models", list_models, methods=["GET"]),
+        Route("/metrics", metrics, methods=["GET"]),
+        Route("/healthz", is_alive, methods=["GET"]),
+        Route("/readyz", is_ready, methods=["GET"]),
+    ]
+    check_covered(calls(routes))
     app = Starlette(
-        routes=[
-            *(Route(path, generation, methods=["POST"]) for path in GENERATION_PATHS),
-            Route("/v1/models", list_models, methods=["GET"]),
-            Route("/metrics", metrics, methods=["GET"]),
-            Route("/healthz", is_alive, methods=["GET"]),
-            Route("/readyz", is_ready, methods=["GET"]),
-        ],
+        routes=routes,
+        middleware=[Middleware(AccessMiddleware, services.access)],
         exception_handlers={HTTPException: refuse_route},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
     return app
+
+
+def calls(routes: Iterable[Route]) -> list[str]:
+    """Every method of every route, as the rules name them."""
+    return [call_name(method, route.path) for route in routes for method in route.methods or ()]
 
 
 async def is_alive(request: Request) -> Response:

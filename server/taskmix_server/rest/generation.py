@@ -16,13 +16,26 @@ from taskmix_server.domain.generation import MAX_COMPLETIONS, ExperimentTarget, 
 from taskmix_server.domain.variant import Variant
 from taskmix_server.engine.vllm.engine import VllmEngine
 from taskmix_server.errors import InternalError, InvalidRequestError, ServingError
+from taskmix_server.rest.access import caller
 from taskmix_server.rest.models import RESOLVED, ResolvedModel
-from taskmix_server.rest.status import error_response, json_error
+from taskmix_server.rest.status import CLIENT_CLOSED, error_response, json_error, status_name
 from taskmix_server.services.inference import InferenceService, check_head
+from taskmix_server.telemetry.outcomes import LEFT
+from taskmix_server.telemetry.requests import TRACE_HEADERS, RequestRecord
+from taskmix_server.tenancy.principal import Principal
 
 logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 16 * 2**20
+
+REPLACED_HEADERS = frozenset(
+    (
+        b"authorization",
+        b"content-length",
+        b"x-request-id",
+        *(name.encode() for name in TRACE_HEADERS),
+    )
+)
 
 Body = dict[str, Any]
 EXPECTED = (ServingError, ComposerError)
@@ -40,60 +53,96 @@ class GenerationRoute:
         self._base_name = base_name
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request_id = uuid.uuid4().hex
+        record = new_record(scope)
         reply = Reply(send)
         try:
-            async with self._inference.counted("http") as outcome:
-                await self._serve(scope, receive, reply)
-                if reply.status >= HTTPStatus.BAD_REQUEST:  # refused by vLLM's own app
-                    outcome.name = f"HTTP {reply.status}"
+            async with self._inference.observed(record, status_name):
+                await self._serve(scope, receive, reply, record)
+                reply.tell(record)
         except Exception as error:  # the process edge
             if isinstance(error, EXPECTED) and not isinstance(error, InternalError):
                 await error_response(error)(scope, receive, reply)
                 return
-            logger.exception("request %s failed", request_id)
+            logger.exception("request %s failed", record.request_id)
             if reply.status:  # vLLM's app has answered and raised again for the log
                 return
-            message = f"internal error (request {request_id})"
+            message = f"internal error (request {record.request_id})"
             response = json_error(HTTPStatus.INTERNAL_SERVER_ERROR, "InternalError", message)
             await response(scope, receive, reply)
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve(
+        self, scope: Scope, receive: Receive, reply: "Reply", record: RequestRecord
+    ) -> None:
         body = parse_body(await read_body(receive))
         check_n(body)
         name = model_name(body) or self._base_name
+        principal = caller(scope)
         async with AsyncExitStack() as held:
-            target = await self._target(body, name)
-            variant, arm = await held.enter_async_context(self._inference.lease(target))
+            target = await self._target(body, name, principal)
+            lease = self._inference.lease(target, principal, record)
+            variant, arm = await held.enter_async_context(lease)
             check_head(variant, wants_prompt_logprobs=wants_prompt_logprobs(body))
-            token = RESOLVED.set(ResolvedModel(name, self._engine.lora_request(variant)))
-            held.callback(RESOLVED.reset, token)
-            raw = json.dumps(for_vllm(body, name)).encode()
+            resolved = ResolvedModel(name, self._engine.lora_request(variant), record)
+            held.callback(RESOLVED.reset, RESOLVED.set(resolved))
+            raw = json.dumps(for_vllm(body, name, principal.cache_salt)).encode()
             await self._inner(
-                with_length(scope, len(raw)), replayed(raw, receive), tagged(send, variant, arm)
+                rewritten(scope, len(raw), record.request_id),
+                replayed(raw, reply.watched(receive)),
+                tagged(reply, variant, arm),
             )
 
-    async def _target(self, body: Body, name: str) -> Target:
+    async def _target(self, body: Body, name: str, principal: Principal) -> Target:
         structured = body.pop("task_mix", None)
         if structured is not None:
             return mix_from_json(structured)
-        target = await self._inference.find(name, self._base_name)
+        target = await self._inference.find(name, self._base_name, principal)
         if isinstance(target, ExperimentTarget):
             return ExperimentTarget(target.name, str(body.get("user") or ""))
         return target
 
 
 class Reply:
-    """A `send` that knows the status that was sent; 0 before a response was begun."""
+    """A `send` that knows what was sent: the status, 0 before a response was begun, whether all of
+    its body was, and whether the caller left before."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self.status = 0
+        self.is_whole = False
+        self.is_left = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
         await self._send(message)
+        if message["type"] == "http.response.body":
+            self.is_whole = not message.get("more_body", False)
+
+    def watched(self, receive: Receive) -> Receive:
+        """A `receive` that notes a caller who leaves before the end."""
+
+        async def next_message() -> Message:
+            message = await receive()
+            if message["type"] == "http.disconnect" and not self.is_whole:
+                self.is_left = True
+            return message
+
+        return next_message
+
+    def tell(self, record: RequestRecord) -> None:
+        """How vLLM's own app ended the request: answered, refused, or left by the caller."""
+        record.status = str(self.status)
+        if self.is_left or not self.is_whole:
+            record.error, record.status = LEFT, CLIENT_CLOSED
+        elif self.status >= HTTPStatus.BAD_REQUEST:
+            record.error = f"HTTP {self.status}"
+
+
+def new_record(scope: Scope) -> RequestRecord:
+    """A record of a request that begins, with the caller's trace."""
+    headers = ((name.decode("latin-1"), value) for name, value in scope["headers"])
+    carrier = {name: value.decode("latin-1") for name, value in headers if name in TRACE_HEADERS}
+    return RequestRecord(uuid.uuid4().hex, "http", caller(scope).name, carrier=carrier)
 
 
 def parse_body(raw: bytes) -> Body:
@@ -133,10 +182,11 @@ def check_n(body: Body) -> None:
         raise InvalidRequestError(f"n must be an integer in [1, {MAX_COMPLETIONS}], got {n!r:.40}")
 
 
-def for_vllm(body: Body, name: str) -> Body:
+def for_vllm(body: Body, name: str, cache_salt: str | None) -> Body:
     """The body with what only the server may choose: the resolved model, priority, cache salt."""
     kept = {key: value for key, value in body.items() if key not in ("cache_salt", "priority")}
-    return {**kept, "model": name}
+    salted = {} if cache_salt is None else {"cache_salt": cache_salt}
+    return {**kept, **salted, "model": name}
 
 
 def wants_prompt_logprobs(body: Body) -> bool:
@@ -169,10 +219,12 @@ def replayed(raw: bytes, receive: Receive) -> Receive:
     return next_message
 
 
-def with_length(scope: Scope, num_bytes: int) -> Scope:
-    """The scope with the length of the rewritten body."""
-    headers = [(name, value) for name, value in scope["headers"] if name != b"content-length"]
-    return {**scope, "headers": [*headers, (b"content-length", str(num_bytes).encode())]}
+def rewritten(scope: Scope, num_bytes: int, request_id: str) -> Scope:
+    """The scope with the length of the rewritten body, our request id, and without the caller's
+    trace, which ends in spans of ours."""
+    headers = [(name, value) for name, value in scope["headers"] if name not in REPLACED_HEADERS]
+    own = [(b"content-length", str(num_bytes).encode()), (b"x-request-id", request_id.encode())]
+    return {**scope, "headers": [*headers, *own]}
 
 
 def tagged(send: Send, variant: Variant, arm: str) -> Send:

@@ -11,14 +11,17 @@ from typing import Any
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 
 from taskmix_server.engine.vllm.compat import LoRARequest
+from taskmix_server.telemetry.requests import RequestRecord
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedModel:
-    """What the caller wrote as `model`, and the LoRA request that carries its variant."""
+    """What the caller wrote as `model`, the LoRA request that carries its variant, and the record
+    of the request."""
 
     name: str
     lora_request: LoRARequest | None
+    record: RequestRecord
 
 
 RESOLVED: ContextVar[ResolvedModel] = ContextVar("taskmix_resolved_model")

@@ -14,8 +14,10 @@ from taskmix_server.engine.vllm.engine import VllmEngine
 from taskmix_server.errors import FailedPreconditionError, UnavailableError
 from taskmix_server.rest.app import build_app
 from taskmix_server.rest.models import ResolvedModels
-from taskmix_server.services.bank import BankService
-from taskmix_server.services.inference import InferenceService
+from taskmix_server.rest.observed import ObservedClient
+from taskmix_server.rest.tls import tls_factory
+from taskmix_server.runtime.certificates import CertificateFiles
+from taskmix_server.services.services import Services
 
 START_POLL_S = 0.01
 
@@ -32,18 +34,23 @@ class HttpEdge:
         cls,
         engine: VllmEngine,
         arguments: Namespace,
-        inference: InferenceService,
-        bank: BankService,
+        services: Services,
         base_name: str,
+        certificate: CertificateFiles | None,
     ) -> "HttpEdge":
         """`arguments` are those of `vllm serve`, which its app reads in about sixty places."""
         client: Any = engine.client
         tasks = await client.get_supported_tasks()
         vllm_app = build_vllm_app(arguments, tasks, client.model_config)
-        await init_app_state(client, vllm_app.state, arguments, tasks)
+        await init_app_state(ObservedClient(client), vllm_app.state, arguments, tasks)
         ResolvedModels.take_over(vllm_app.state.openai_serving_models)
-        app = build_app(vllm_app, inference, bank, engine, base_name)
-        config = uvicorn.Config(app, log_config=None, access_log=False)
+        app = build_app(vllm_app, services, engine, base_name)
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            ssl_context_factory=tls_factory(certificate) if certificate else None,
+        )
         server = NoSignalServer(config)
         vllm_app.state.server = server
         return cls(server)

@@ -1,5 +1,6 @@
 """HTTP status of every error, and the body that OpenAI's clients understand."""
 
+import asyncio
 import math
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -8,6 +9,8 @@ from starlette.responses import JSONResponse
 
 from taskmix_composer import errors as composer
 from taskmix_server import errors as serving
+
+CLIENT_CLOSED = "499"
 
 STATUS: Mapping[type[Exception], HTTPStatus] = {
     serving.InvalidRequestError: HTTPStatus.BAD_REQUEST,
@@ -38,11 +41,20 @@ STATUS: Mapping[type[Exception], HTTPStatus] = {
 }
 
 
+def status_name(error: BaseException) -> str:
+    """The status with which an error ends a request; 499 where nobody waits for one."""
+    if isinstance(error, asyncio.CancelledError):
+        return CLIENT_CLOSED
+    return str(STATUS.get(type(error), HTTPStatus.INTERNAL_SERVER_ERROR).value)  # type: ignore[arg-type]
+
+
 def error_response(error: serving.ServingError | composer.ComposerError) -> JSONResponse:
     """The error as OpenAI's API would send it; retry-after where it says when."""
     headers = {}
     if isinstance(error, serving.ResourceExhaustedError):
         headers["retry-after"] = str(math.ceil(error.retry_after_s))
+    if isinstance(error, serving.UnauthenticatedError):
+        headers["www-authenticate"] = "Bearer"
     return json_error(STATUS[type(error)], type(error).__name__, str(error), headers)
 
 

@@ -2,13 +2,16 @@
 
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
+from functools import partial
 
 from taskmix.v1 import inference_pb2 as pb
 from taskmix.v1 import inference_pb2_grpc
 from taskmix_server.rpc import convert
-from taskmix_server.rpc.status import Context, reported
+from taskmix_server.rpc.access import caller
+from taskmix_server.rpc.status import OK_STATUS, Context, reported, status_name
 from taskmix_server.services.inference import InferenceService
+from taskmix_server.telemetry.requests import TRACE_HEADERS, RequestRecord
 
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
@@ -18,18 +21,31 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._inference = inference
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
-        request_id = uuid.uuid4().hex
-        async with reported(context, request_id), self._inference.counted("grpc"):
-            result = await self._inference.generate(convert.to_request(request, request_id))
+        record = new_record(context)
+        async with reported(context, record.request_id), self._observed(record, context):
+            wanted = convert.to_request(request, record.request_id)
+            result = await self._inference.generate(wanted, caller(), record)
             return convert.to_generate_response(result)
         raise AssertionError("reported ends the call")
 
     async def StreamGenerate(
         self, request: pb.StreamGenerateRequest, context: Context
     ) -> AsyncIterator[pb.StreamGenerateResponse]:
-        request_id = uuid.uuid4().hex
-        async with reported(context, request_id), self._inference.counted("grpc"):
-            wanted = convert.to_request(request.request, request_id)
-            async with aclosing(self._inference.stream(wanted)) as chunks:
+        record = new_record(context)
+        async with reported(context, record.request_id), self._observed(record, context):
+            wanted = convert.to_request(request.request, record.request_id)
+            async with aclosing(self._inference.stream(wanted, caller(), record)) as chunks:
                 async for chunk in chunks:
                     yield convert.to_stream_response(chunk)
+
+    def _observed(
+        self, record: RequestRecord, context: Context
+    ) -> AbstractAsyncContextManager[RequestRecord]:
+        return self._inference.observed(record, partial(status_name, context))
+
+
+def new_record(context: Context) -> RequestRecord:
+    """A record of a call that begins, with the caller's trace."""
+    metadata = context.invocation_metadata() or ()
+    carrier = {key: str(value) for key, value in metadata if key in TRACE_HEADERS}
+    return RequestRecord(uuid.uuid4().hex, "grpc", caller().name, carrier=carrier, status=OK_STATUS)

@@ -1,18 +1,30 @@
 """The gRPC server: our services, health and reflection."""
 
 import asyncio
+from collections.abc import Iterable
 
 import grpc
+from google.protobuf import descriptor_pool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
-from taskmix.v1 import bank_pb2, bank_pb2_grpc, inference_pb2, inference_pb2_grpc
+from taskmix.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    bank_pb2,
+    bank_pb2_grpc,
+    inference_pb2,
+    inference_pb2_grpc,
+)
 from taskmix_server.errors import FailedPreconditionError
+from taskmix_server.rpc.access import AccessInterceptor
+from taskmix_server.rpc.admin import AdminServicer
 from taskmix_server.rpc.bank import BankServicer
 from taskmix_server.rpc.inference import InferenceServicer
-from taskmix_server.services.bank import BankService
-from taskmix_server.services.inference import InferenceService
+from taskmix_server.runtime.certificates import CertificateFiles
+from taskmix_server.services.services import Services
+from taskmix_server.tenancy.rules import check_covered
 
 MAX_MESSAGE_BYTES = 16 * 2**20
 HEALTH_POLL_S = 1.0
@@ -20,22 +32,30 @@ HEALTH_POLL_S = 1.0
 SERVICES = (
     inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
     bank_pb2.DESCRIPTOR.services_by_name["BankService"].full_name,
+    admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name,
 )
+HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 
 class GrpcEdge:
-    """Serves both services until it is stopped."""
+    """Serves our services until it is stopped."""
 
-    def __init__(self, inference: InferenceService, bank: BankService) -> None:
+    def __init__(self, services: Services, certificate: CertificateFiles | None = None) -> None:
+        check_covered(methods((*SERVICES, HEALTH, reflection.SERVICE_NAME)))
         options = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.so_reuseport", 0)]
-        self._server = grpc.aio.server(options=options)
+        interceptor = AccessInterceptor(services.access)
+        self._server = grpc.aio.server(interceptors=[interceptor], options=options)
+        self._certificate = certificate
         self._health = HealthServicer()
-        self._inference = inference
+        self._inference = services.inference
         self._watch: asyncio.Task[None] | None = None
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(
-            InferenceServicer(inference), self._server
+            InferenceServicer(services.inference), self._server
         )
-        bank_pb2_grpc.add_BankServiceServicer_to_server(BankServicer(bank), self._server)
+        bank_pb2_grpc.add_BankServiceServicer_to_server(BankServicer(services.bank), self._server)
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(
+            AdminServicer(services.tenants), self._server
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((*SERVICES, reflection.SERVICE_NAME), self._server)
 
@@ -43,7 +63,7 @@ class GrpcEdge:
         """Listen; port 0 picks a free one. Returns the port."""
         try:
             address = f"[{host}]" if ":" in host else host
-            bound = self._server.add_insecure_port(f"{address}:{port}")
+            bound = self._bind(f"{address}:{port}")
         except RuntimeError as error:
             raise FailedPreconditionError(
                 f"cannot listen on {host}:{port} for gRPC; choose another --grpc-port or 0"
@@ -52,6 +72,11 @@ class GrpcEdge:
         await self.set_serving(is_serving=True)
         self._watch = asyncio.create_task(self._follow_engine())
         return bound
+
+    def _bind(self, address: str) -> int:
+        if self._certificate is None:
+            return self._server.add_insecure_port(address)
+        return self._server.add_secure_port(address, _credentials(self._certificate))
 
     async def set_serving(self, *, is_serving: bool) -> None:
         """What health checks see, for the server as a whole and for each service."""
@@ -70,3 +95,23 @@ class GrpcEdge:
         if self._watch is not None:
             self._watch.cancel()
         await self._server.stop(grace_s)
+
+
+def methods(services: Iterable[str]) -> list[str]:
+    """The path of every method of these services, as calls name it."""
+    pool = descriptor_pool.Default()
+    return [
+        f"/{service}/{method.name}"
+        for service in services
+        for method in pool.FindServiceByName(service).methods
+    ]
+
+
+def _credentials(certificate: CertificateFiles) -> grpc.ServerCredentials:
+    """Credentials that ask for the certificate at each handshake."""
+
+    def configuration() -> grpc.ServerCertificateConfiguration:
+        pair = certificate.current
+        return grpc.ssl_server_certificate_configuration([(pair.key, pair.chain)])
+
+    return grpc.dynamic_ssl_server_credentials(configuration(), configuration)

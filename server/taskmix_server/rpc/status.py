@@ -1,5 +1,6 @@
 """gRPC status of every error this server raises on purpose, and the one place that reports them."""
 
+import asyncio
 import logging
 import uuid
 from collections.abc import AsyncIterator, Mapping
@@ -42,19 +43,21 @@ STATUS: Mapping[type[Exception], StatusCode] = {
     composer.CheckpointError: StatusCode.FAILED_PRECONDITION,
 }
 
+OK_STATUS = StatusCode.OK.name
+
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 @asynccontextmanager
-async def reported(context: Context, request_id: str = "") -> AsyncIterator[None]:
-    """End the call with the status of whatever the block raises.
+async def reported(context: Context, request_id: str = "") -> AsyncIterator[str]:
+    """End the call with the status of whatever the block raises; the block gets the request's id.
 
     An error without a status is our bug: the caller gets INTERNAL with the request id, the log
     gets the rest.
     """
     request_id = request_id or uuid.uuid4().hex
     try:
-        yield
+        yield request_id
     except (serving.ServingError, composer.ComposerError) as error:
         await context.abort(STATUS[type(error)], _message(error, request_id), _metadata(error))
     except Exception as error:
@@ -62,6 +65,15 @@ async def reported(context: Context, request_id: str = "") -> AsyncIterator[None
             raise
         logger.exception("request %s failed", request_id)
         await context.abort(StatusCode.INTERNAL, f"internal error (request {request_id})")
+
+
+def status_name(context: Context, error: BaseException) -> str:
+    """The status with which an error ends a call."""
+    if isinstance(error, asyncio.CancelledError | GeneratorExit):
+        left_s: Any = context.time_remaining()  # None without a deadline, else 0 or more
+        is_late = left_s is not None and left_s <= 0.0
+        return (StatusCode.DEADLINE_EXCEEDED if is_late else StatusCode.CANCELLED).name
+    return STATUS.get(type(error), StatusCode.INTERNAL).name  # type: ignore[arg-type]
 
 
 def _message(error: Exception, request_id: str) -> str:

@@ -1,25 +1,24 @@
 """Named mixes, kept across restarts in the server's database."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-from sqlalchemy import String, Text, create_engine, delete, select
-from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy import select
 
 from taskmix_composer.mix import Mix, check_name
+from taskmix_server.database import Database
+from taskmix_server.database.models import NamedMixRow
 from taskmix_server.errors import AlreadyExistsError, NotFoundError
+from taskmix_server.tenancy import audit
+from taskmix_server.tenancy.audit import Author, Change, State
+
+Sees = Callable[[str, Mix], bool]
+"""Whether a named mix exists for a caller, by its name and content."""
 
 
-class _Base(DeclarativeBase):
-    pass
-
-
-class _Row(_Base):
-    __tablename__ = "named_mixes"
-
-    name: Mapped[str] = mapped_column(String(64), primary_key=True)
-    mix_json: Mapped[str] = mapped_column(Text)
+def everything(name: str, mix: Mix) -> bool:
+    """Sees every mix: for the server's own needs."""
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,61 +32,66 @@ class NamedMixRecord:
 class NamedMixStore:
     """The table of named mixes. Calls block; run them off the event loop."""
 
-    def __init__(self, url: str) -> None:
-        """`url` is SQLAlchemy's, such as `sqlite:////var/lib/taskmix/taskmix.db`."""
-        self._engine = create_engine(url)
-        _Base.metadata.create_all(self._engine)
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
-    @classmethod
-    def at(cls, directory: Path) -> "NamedMixStore":
-        """The store of a server's state directory, created if absent."""
-        directory.mkdir(parents=True, exist_ok=True)
-        return cls(f"sqlite:///{directory / 'taskmix.db'}")
-
-    def register(self, name: str, mix: Mix) -> NamedMixRecord:
+    def register(
+        self, name: str, mix: Mix, author: Author, sees: Sees = everything
+    ) -> NamedMixRecord:
         """Give a mix a name. Repeating it is harmless; other content is AlreadyExistsError."""
         check_name(name)
-        try:
-            with Session(self._engine) as session, session.begin():
-                session.add(_Row(name=name, mix_json=mix.canonical_json()))
-        except IntegrityError:
-            known = self.get(name)
-            if known.mix != mix:
-                raise AlreadyExistsError(
-                    f"mix {name!r} exists as {known.mix}; delete it first or choose another name"
-                ) from None
-        return NamedMixRecord(name, mix)
+        with self._database.writing() as session:
+            row = session.get(NamedMixRow, name)
+            if row is None:
+                session.add(NamedMixRow(name=name, mix_json=mix.canonical_json()))
+                audit.record(session, author, Change("mixes.register", name, None, _state(mix)))
+                return NamedMixRecord(name, mix)
+        known = _record_of(row)
+        if known.mix == mix:
+            return known
+        content = f" as {known.mix}" if sees(name, known.mix) else ""
+        raise AlreadyExistsError(
+            f"mix {name!r} exists{content}; delete it first or choose another name"
+        )
 
-    def find(self, name: str) -> NamedMixRecord | None:
-        """The mix of a name, or None."""
-        with Session(self._engine) as session:
-            row = session.get(_Row, name)
-            return NamedMixRecord(row.name, Mix.parse(row.mix_json)) if row else None
+    def find(self, name: str, sees: Sees = everything) -> NamedMixRecord | None:
+        """The mix of a name, or None if there is none that the caller sees."""
+        with self._database.reading() as session:
+            row = session.get(NamedMixRow, name)
+        record = _record_of(row) if row else None
+        return record if record and sees(record.name, record.mix) else None
 
-    def get(self, name: str) -> NamedMixRecord:
+    def get(self, name: str, sees: Sees = everything) -> NamedMixRecord:
         """The mix of a name, or NotFoundError."""
-        record = self.find(name)
+        record = self.find(name, sees)
         if record is None:
             raise _unknown(name)
         return record
 
-    def all(self) -> list[NamedMixRecord]:
-        """Every named mix, by name."""
-        with Session(self._engine) as session:
-            rows = session.scalars(select(_Row).order_by(_Row.name)).all()
-            return [NamedMixRecord(row.name, Mix.parse(row.mix_json)) for row in rows]
+    def all(self, sees: Sees = everything) -> list[NamedMixRecord]:
+        """Every named mix that the caller sees, by name."""
+        with self._database.reading() as session:
+            rows = session.scalars(select(NamedMixRow).order_by(NamedMixRow.name)).all()
+        records = map(_record_of, rows)
+        return [record for record in records if sees(record.name, record.mix)]
 
-    def delete(self, name: str) -> None:
+    def delete(self, name: str, author: Author, sees: Sees = everything) -> None:
         """Forget a name, or NotFoundError."""
-        with Session(self._engine) as session, session.begin():
-            found = session.scalars(
-                delete(_Row).where(_Row.name == name).returning(_Row.name)
-            ).all()
-        if not found:
-            raise _unknown(name)
+        with self._database.writing() as session:
+            row = session.get(NamedMixRow, name)
+            record = _record_of(row) if row else None
+            if record is None or not sees(name, record.mix):
+                raise _unknown(name)
+            session.delete(row)
+            audit.record(session, author, Change("mixes.delete", name, _state(record.mix), None))
 
-    def close(self) -> None:
-        self._engine.dispose()
+
+def _record_of(row: NamedMixRow) -> NamedMixRecord:
+    return NamedMixRecord(row.name, Mix.parse(row.mix_json))
+
+
+def _state(mix: Mix) -> State:
+    return {"mix": mix.to_json()}
 
 
 def _unknown(name: str) -> NotFoundError:

@@ -6,7 +6,7 @@ from taskmix_composer.bank import Bank
 from taskmix_composer.mix import Mix
 from taskmix_composer.recipe import Geometry, Recipe, expand
 from taskmix_server.errors import FailedPreconditionError
-from taskmix_server.runtime.tasks import TaskRegistry
+from taskmix_server.runtime.tasks import Allows, TaskRegistry, check_known, everything
 
 
 class RecipeExpander:
@@ -17,7 +17,7 @@ class RecipeExpander:
         self._revision = ""
         self._geometry: Geometry | None = None
 
-    async def expand(self, wanted: Mix | Recipe) -> Mix:
+    async def expand(self, wanted: Mix | Recipe, allows: Allows = everything) -> Mix:
         """A mix as it is, or the one that a recipe stands for now.
 
         Raises UnknownTaskError or NotFoundError for a task that is not there, MissingGramError, or
@@ -26,6 +26,7 @@ class RecipeExpander:
         if isinstance(wanted, Mix):
             return wanted
         bank = self._tasks.bank
+        check_known(wanted.tasks, bank.entries, allows)
         mix = await asyncio.to_thread(expand, wanted, await self._geometry_of(bank))
         if wanted.is_measured:
             self._check_measured(mix, bank)

@@ -6,7 +6,8 @@ last of them.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -21,6 +22,7 @@ from taskmix_server.engine.base import Engine
 from taskmix_server.errors import NotFoundError
 from taskmix_server.runtime.changes import Changes
 from taskmix_server.runtime.memory import MemoryReading
+from taskmix_server.telemetry.outcomes import FAILED, OK
 
 
 class TaskState(Enum):
@@ -54,8 +56,20 @@ class _Held:
     references: int = 0
 
 
+Allows = Callable[[str], bool]
+"""Whether a caller may use the task of a name. What it may not use does not exist for it."""
+
+
+def everything(name: str) -> bool:
+    """Allows every task: for the server's own needs."""
+    return True
+
+
 Retire = Callable[[str], Awaitable[None]]
 """Forgets what names a content digest, before the engine lets that content go."""
+
+AfterLoad = Callable[[str, str, float], None]
+"""Told of each try to load a task's content: its name, `ok` or `failed`, and the seconds."""
 
 
 class TaskRegistry:
@@ -73,27 +87,31 @@ class TaskRegistry:
         self._loading: set[str] = set()
         self._changes = Changes()
         self.before_retire: Retire | None = None
+        self.after_load: AfterLoad | None = None
         self.memory = MemoryReading(engine)
 
-    async def load(self, name: str) -> TaskStatus:
+    async def load(self, name: str, allows: Allows = everything) -> TaskStatus:
         """Make the task of the bank directory, as it is now, what `name` means.
 
         Raises UnknownTaskError if the bank has no such task, BaseMismatchError if the directory
         now holds a bank of another base.
         """
-        return await self._changes.run(lambda: self._load(name))
+        return await self._changes.run(lambda: self._load(name, allows))
 
-    async def unload(self, name: str) -> TaskStatus:
+    async def unload(self, name: str, allows: Allows = everything) -> TaskStatus:
         """Refuse new requests for a task and let it go when the last one in flight ends."""
-        return await self._changes.run(lambda: self._unload(name))
+        return await self._changes.run(lambda: self._unload(name, allows))
 
-    def digests(self, mix: Mix) -> Mapping[str, str]:
-        """The content that each task of a mix means now; NotFoundError if one is not loaded."""
-        missing = [task for task in mix.tasks if task not in self._current]
+    def digests(self, mix: Mix, allows: Allows = everything) -> Mapping[str, str]:
+        """The content that each task of a mix means now.
+
+        Raises NotFoundError if one is not loaded, or not allowed: the two look alike.
+        """
+        missing = [task for task in mix.tasks if task not in self._current or not allows(task)]
         if missing:
             raise NotFoundError(
                 f"task {missing[0]!r} is not served; loaded tasks are: "
-                f"{', '.join(sorted(self._current)) or 'none'} "
+                f"{', '.join(sorted(filter(allows, self._current))) or 'none'} "
                 "(`taskmix tasks load NAME` loads one)"
             )
         return {task: self._current[task] for task in mix.tasks}
@@ -156,13 +174,14 @@ class TaskRegistry:
             return TaskState.RESIDENT
         return TaskState.UNLOADING if held is not None else TaskState.ON_DISK
 
-    async def _load(self, name: str) -> TaskStatus:
+    async def _load(self, name: str, allows: Allows) -> TaskStatus:
         bank = await asyncio.to_thread(Bank.open, self._bank_path)
         if bank.base != self.bank.base:
             raise BaseMismatchError(
                 f"{self._bank_path} now holds a bank of another base; restart the server with "
                 "that base, or put the bank back"
             )
+        check_known((name,), bank.entries, allows)
         entry = bank.entry(name)
         previous = self._current.get(name)
         if previous != entry.digest:
@@ -176,15 +195,19 @@ class TaskRegistry:
 
     async def _load_content(self, name: str, digest: str) -> int:
         self._loading.add(name)
+        started_s, outcome = time.monotonic(), FAILED
         try:
-            return await self._engine.load_task(name, digest)
+            num_bytes = await self._engine.load_task(name, digest)
+            outcome = OK
+            return num_bytes
         finally:
             self._loading.discard(name)
+            if self.after_load is not None:
+                self.after_load(name, outcome, time.monotonic() - started_s)
 
-    async def _unload(self, name: str) -> TaskStatus:
+    async def _unload(self, name: str, allows: Allows) -> TaskStatus:
+        check_known((name,), {*self.bank.entries, *self._current}, allows)
         digest = self._current.pop(name, None)
-        if digest is None and name not in self.bank.entries:
-            raise UnknownTaskError(f"the bank has no task {name!r}")
         if digest is not None:
             await self._retire_unused(digest)
         return self.status(name, digest)
@@ -197,3 +220,11 @@ class TaskRegistry:
             await self.before_retire(digest)
         await self._engine.unload_task(digest)
         del self._held[digest]
+
+
+def check_known(tasks: Iterable[str], known: Collection[str], allows: Allows) -> None:
+    """UnknownTaskError if a task is not known, or not allowed: the two look alike."""
+    for task in tasks:
+        if task not in known or not allows(task):
+            held = ", ".join(sorted(filter(allows, known))) or "none"
+            raise UnknownTaskError(f"the bank has no task {task!r}; it has {held}")

@@ -5,12 +5,14 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from taskmix_composer.bank import Bank
+from taskmix_composer.errors import InvalidMixError
 from taskmix_composer.mix import Mix
 from taskmix_server.domain.variant import Variant
 from taskmix_server.engine.base import Engine
 from taskmix_server.errors import FailedPreconditionError
 from taskmix_server.runtime.changes import Changes
-from taskmix_server.runtime.tasks import TaskRegistry
+from taskmix_server.runtime.tasks import Allows, TaskRegistry, everything
 
 
 @dataclass(slots=True)
@@ -33,13 +35,13 @@ class VariantCache:
         tasks.before_retire = self._forget_users_of
 
     @asynccontextmanager
-    async def lease(self, mix: Mix) -> AsyncIterator[Variant]:
+    async def lease(self, mix: Mix, allows: Allows = everything) -> AsyncIterator[Variant]:
         """A variant that stays servable inside the block.
 
-        Raises NotFoundError if a task is not loaded, InvalidMixError if the bank cannot serve
-        the mix.
+        Raises NotFoundError if a task is not loaded or not allowed, InvalidMixError if the bank
+        cannot serve the mix.
         """
-        variant = self.resolve(mix)
+        variant = self.resolve(mix, allows)
         self._tasks.hold(variant.entries.values())
         try:
             ready = await self._prepare(variant)
@@ -50,10 +52,11 @@ class VariantCache:
         finally:
             self._tasks.release(variant.entries.values())
 
-    def resolve(self, mix: Mix) -> Variant:
+    def resolve(self, mix: Mix, allows: Allows = everything) -> Variant:
         """Bind a mix to the content that its tasks and planes mean now."""
         bank = self._tasks.bank
-        digests = self._tasks.digests(mix)
+        digests = self._tasks.digests(mix, allows)
+        _check_planes(mix, bank, allows)
         bank.check_places(mix)
         _check_masked(mix, digests, bank.entry_digests)
         planes = {plane: bank.plane_digests[plane] for plane in mix.planes}
@@ -101,6 +104,27 @@ class VariantCache:
         leaving = [self._ready.pop(digest).variant for digest in digests if digest in self._ready]
         for variant in leaving:
             await self._engine.forget_variant(variant)
+
+
+def _check_planes(mix: Mix, bank: Bank, allows: Allows) -> None:
+    """Refuse a plane that does not exist, or that tells of a task which is not allowed.
+
+    What is masked is looked at too: other checks name the tasks that an entry was made of.
+    """
+    visible = {
+        name for name, plane in bank.planes.items() if all(map(allows, plane.derivation.bound))
+    }
+    for term in mix.terms:
+        entry = bank.entries.get(term.task)
+        made_of = getattr(entry.provenance, "bound", ()) if entry else ()
+        for mask in term.masks:
+            plane = mask.removeprefix("!")
+            if plane not in visible or not all(map(allows, made_of)):
+                held = ", ".join(sorted(visible)) or "none"
+                raise InvalidMixError(
+                    f"the bank has no plane {plane!r}; it has {held} (`bank merge --planes` makes "
+                    "them)"
+                )
 
 
 def _check_masked(mix: Mix, loaded: Mapping[str, str], stored: Mapping[str, str]) -> None:

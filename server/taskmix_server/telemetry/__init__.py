@@ -1,1 +1,1 @@
-"""Names of metrics and log fields, once."""
+"""Names of metrics, spans and log fields, once; what a request leaves behind."""

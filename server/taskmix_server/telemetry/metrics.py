@@ -1,9 +1,14 @@
-"""What Prometheus sees of taskmix, beside vLLM's own `vllm:` metrics."""
+"""What Prometheus sees of taskmix, beside vLLM's own `vllm:` metrics: every name, once."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+
+from taskmix_server.telemetry.labels import MAX_TASKS, LabelPairs, LabelValues
+from taskmix_server.telemetry.outcomes import outcome_of
+from taskmix_server.telemetry.requests import RequestRecord
+from taskmix_server.telemetry.task_bytes import TaskBytes
 
 DELTA_MEMORY: Mapping[str, tuple[str, str]] = {
     "shared": ("taskmix_shared_bytes", "Bytes of vectors that tasks are coded over."),
@@ -12,66 +17,175 @@ DELTA_MEMORY: Mapping[str, tuple[str, str]] = {
     "cache_limit": ("taskmix_delta_cache_limit_bytes", "The most that dense forms may take."),
     "cache_hits": ("taskmix_delta_cache_hits", "Dense forms that a step found in the cache."),
     "cache_misses": ("taskmix_delta_cache_misses", "Dense forms that a step had to make."),
+    "merges": ("taskmix_merges", "Mixes that were merged since they had batches to themselves."),
+    "steps_base": ("taskmix_steps_base", "Steps in which no request had a mix."),
+    "steps_merged": ("taskmix_steps_merged", "Steps that ran on merged weights."),
+    "steps_added": ("taskmix_steps_added", "Steps in which deltas were added to the base's."),
 }
 """Name and description of a gauge for each figure of the engine's memory but `tasks`."""
 
+GAUGES: Mapping[str, tuple[str, str]] = {
+    "running": ("taskmix_requests_running", "Requests being run by the engine."),
+    "waiting": ("taskmix_requests_waiting", "Requests waiting in the engine."),
+    "kv_blocks": ("taskmix_kv_blocks_used", "KV blocks held by requests in flight."),
+    "task_references": ("taskmix_task_references", "Uses of loaded tasks by requests in flight."),
+    "resident_bytes": (
+        "taskmix_resident_bytes",
+        "Bytes of the tasks' coded deltas in the engine.",
+    ),
+    "ready_variants": ("taskmix_ready_variants", "Mixes registered in the engine."),
+    "engine_up": ("taskmix_engine_up", "1 while the engine answers, 0 once it has died."),
+}
+
+COUNTERS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
+    "requests": (
+        "taskmix_requests",
+        "Generation requests: ok, cancelled by the caller, refused for a reason, or failed.",
+        ("edge", "tenant", "outcome", "reason"),
+    ),
+    "denials": (
+        "taskmix_calls_denied",
+        "Calls of any kind that were turned away before their edge looked at them.",
+        ("reason",),
+    ),
+    "prompt_tokens": (
+        "taskmix_prompt_tokens",
+        "Tokens of prompts, those whose keys and values were reused included.",
+        ("tenant", "mix"),
+    ),
+    "cached_tokens": (
+        "taskmix_cached_prompt_tokens",
+        "Tokens of prompts whose keys and values were reused.",
+        ("tenant", "mix"),
+    ),
+    "output_tokens": ("taskmix_output_tokens", "Tokens of answers.", ("tenant", "mix")),
+    "task_requests": (
+        "taskmix_task_requests",
+        "Generation requests whose mix has the task, ad-hoc mixes included.",
+        ("task",),
+    ),
+    "task_loads": (
+        "taskmix_task_loads",
+        "Loads of a task into the engine by outcome (ok or failed).",
+        ("task", "outcome"),
+    ),
+}
+"""Name, description and labels. Prometheus adds `_total` to the name."""
+
+_LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+_STEP_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+_LOAD_S = (0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+
+HISTOGRAMS: Mapping[str, tuple[str, str, tuple[str, ...], tuple[float, ...]]] = {
+    "ttft": (
+        "taskmix_time_to_first_token_seconds",
+        "From the request's arrival at the edge to its first token.",
+        ("tenant", "mix"),
+        _LATENCY_S,
+    ),
+    "inter_token": (
+        "taskmix_inter_token_seconds",
+        "Mean time between the tokens of an answer, once for each prompt.",
+        ("tenant", "mix"),
+        _STEP_S,
+    ),
+    "end_to_end": (
+        "taskmix_request_seconds",
+        "From the request's arrival at the edge to the end of its answer; answers only.",
+        ("tenant", "mix"),
+        _LATENCY_S,
+    ),
+    "task_load": (
+        "taskmix_task_load_seconds",
+        "Time to load a task's content into the engine.",
+        (),
+        _LOAD_S,
+    ),
+}
+"""Name, description, labels and the upper bounds of the buckets in seconds."""
+
 
 class Metrics:
-    """Every metric of this server. No label grows with ad-hoc mixes."""
+    """Every metric of this server. No label grows with ad-hoc mixes, nor past `labels`' bounds."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
-        self.requests = Counter(
-            "taskmix_requests",
-            "Generation requests by edge and outcome (ok, or the error's name).",
-            ["edge", "outcome"],
-            registry=registry,
-        )
-        self.running = Gauge(
-            "taskmix_requests_running", "Requests being run by the engine.", registry=registry
-        )
-        self.waiting = Gauge(
-            "taskmix_requests_waiting", "Requests waiting in the engine.", registry=registry
-        )
-        self.kv_blocks = Gauge(
-            "taskmix_kv_blocks_used", "KV blocks held by requests in flight.", registry=registry
-        )
-        self.task_references = Gauge(
-            "taskmix_task_references",
-            "Uses of loaded tasks by requests in flight.",
-            registry=registry,
-        )
-        self.resident_bytes = Gauge(
-            "taskmix_resident_bytes",
-            "Bytes of the tasks' coded deltas in the engine.",
-            registry=registry,
-        )
-        self.delta_memory = {
+        self._pairs = LabelPairs()
+        self._tasks = LabelValues(MAX_TASKS)
+        self._gauges = {
+            key: Gauge(name, description, registry=registry)
+            for key, (name, description) in GAUGES.items()
+        }
+        self._counters = {
+            key: Counter(name, description, labels, registry=registry)
+            for key, (name, description, labels) in COUNTERS.items()
+        }
+        self._histograms = {
+            key: Histogram(name, description, labels, buckets=bounds, registry=registry)
+            for key, (name, description, labels, bounds) in HISTOGRAMS.items()
+        }
+        self._delta_memory = {
             figure: Gauge(name, description, registry=registry)
             for figure, (name, description) in DELTA_MEMORY.items()
         }
-        self.ready_variants = Gauge(
-            "taskmix_ready_variants", "Mixes registered in the engine.", registry=registry
-        )
+        for error in ("UnauthenticatedError", "PermissionDeniedError"):
+            self._denials(error)  # from zero on, so that the first one is seen to grow
+        self._task_bytes = TaskBytes()
+        registry.register(self._task_bytes)
 
     def record_load(self, num_running: int, num_waiting: int, used_kv_blocks: int) -> None:
         """Called after each step of the engine."""
-        self.running.set(num_running)
-        self.waiting.set(num_waiting)
-        self.kv_blocks.set(used_kv_blocks)
+        self._gauges["running"].set(num_running)
+        self._gauges["waiting"].set(num_waiting)
+        self._gauges["kv_blocks"].set(used_kv_blocks)
+
+    def record_task_load(self, task: str, outcome: str, seconds: float) -> None:
+        """Called after each try to load a task's content."""
+        self._counters["task_loads"].labels(self._tasks.bounded(task), outcome).inc()
+        self._histograms["task_load"].observe(seconds)
+
+    def record_denial(self, error: str) -> None:
+        """Called when a call was not admitted, with the name of the error."""
+        self._denials(error).inc()
+
+    def _denials(self, error: str) -> Counter:
+        _, reason = outcome_of(error)
+        return self._counters["denials"].labels(reason)
+
+    def record_request(self, record: RequestRecord) -> None:
+        """A `Report`: called when a generation request has ended, whatever became of it."""
+        tenant = self._pairs.tenants.bounded(record.tenant)
+        self._counters["requests"].labels(record.edge, tenant, *outcome_of(record.error)).inc()
+        if record.resolved_s is None:
+            return
+        for task in record.tasks:
+            self._counters["task_requests"].labels(self._tasks.bounded(task)).inc()
+        self._record_tokens(record, self._pairs.bounded(record.tenant, record.mix))
+
+    def _record_tokens(self, record: RequestRecord, pair: tuple[str, str]) -> None:
+        self._counters["prompt_tokens"].labels(*pair).inc(record.num_prompt_tokens)
+        self._counters["cached_tokens"].labels(*pair).inc(record.num_cached_tokens)
+        self._counters["output_tokens"].labels(*pair).inc(record.num_output_tokens)
+        if record.ttft_s is not None:
+            self._histograms["ttft"].labels(*pair).observe(record.ttft_s)
+        for run in record.runs:
+            if run.inter_token_s is not None:
+                self._histograms["inter_token"].labels(*pair).observe(run.inter_token_s)
+        if not record.error:
+            self._histograms["end_to_end"].labels(*pair).observe(record.duration_s)
 
     def read_at_scrape(
         self,
-        task_references: Callable[[], float],
-        resident_bytes: Callable[[], float],
-        ready_variants: Callable[[], float],
+        gauges: Mapping[str, Callable[[], float]],
+        task_bytes: Callable[[], Mapping[str, int]],
         delta_memory: Callable[[str], float],
     ) -> None:
         """Gauges that are read from their owner when they are scraped.
 
-        `delta_memory` gives the figures that `DELTA_MEMORY` names.
+        gauges: by their key in `GAUGES`. task_bytes: resident bytes by task. delta_memory: gives
+        the figures that `DELTA_MEMORY` names.
         """
-        self.task_references.set_function(task_references)
-        self.resident_bytes.set_function(resident_bytes)
-        self.ready_variants.set_function(ready_variants)
-        for figure, gauge in self.delta_memory.items():
+        for key, read in gauges.items():
+            self._gauges[key].set_function(read)
+        self._task_bytes.read = task_bytes
+        for figure, gauge in self._delta_memory.items():
             gauge.set_function(partial(delta_memory, figure))

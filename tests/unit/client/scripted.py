@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from taskmix.v1 import bank_pb2_grpc, inference_pb2_grpc
+from taskmix.v1 import admin_pb2_grpc, bank_pb2_grpc, inference_pb2_grpc
 
 Handler = Callable[[Any, grpc.ServicerContext], Any]
 
@@ -51,6 +51,9 @@ def serving(script: Script) -> Iterator[Script]:
         )
         bank_pb2_grpc.add_BankServiceServicer_to_server(
             _servicer(bank_pb2_grpc.BankServiceServicer, script), server
+        )
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(
+            _servicer(admin_pb2_grpc.AdminServiceServicer, script), server
         )
         port = server.add_insecure_port("127.0.0.1:0")
         script.target = f"127.0.0.1:{port}"

@@ -1,6 +1,6 @@
 """The runtime and the services over a small bank and a fake engine."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,14 +11,22 @@ from taskmix_composer.bank.reader import Bank
 from taskmix_composer.build import build_bank
 from taskmix_composer.config import Scheme
 from taskmix_composer.forms import Forms
+from taskmix_server.database import Database
+from taskmix_server.runtime.changes import Changes
 from taskmix_server.runtime.mixes import NamedMixStore
 from taskmix_server.runtime.recipes import RecipeExpander
 from taskmix_server.runtime.state import ServerState
 from taskmix_server.runtime.tasks import TaskRegistry
 from taskmix_server.runtime.variants import VariantCache
+from taskmix_server.services.access import AccessService
 from taskmix_server.services.bank import BankService
 from taskmix_server.services.inference import InferenceService
+from taskmix_server.services.services import Services
+from taskmix_server.services.tenants import TenantService
 from taskmix_server.telemetry.metrics import Metrics
+from taskmix_server.tenancy.audit import AuditLog
+from taskmix_server.tenancy.authenticator import Authenticator
+from taskmix_server.tenancy.store import TenantStore
 from tests.unit.composer.models import EMBEDDING, make_weights, save_model, tuned
 from tests.unit.server.fakes import FakeEngine
 
@@ -38,6 +46,10 @@ class Parts:
     recipes: RecipeExpander
     inference: InferenceService
     admin: BankService
+    services: Services
+    audit: AuditLog
+    store: TenantStore
+    registry: prometheus_client.CollectorRegistry
 
 
 @pytest.fixture
@@ -57,10 +69,43 @@ async def parts(tmp_path: Path) -> AsyncIterator[Parts]:
     for name in ("head", "body"):
         await tasks.load(name)
     engine.log.clear()
-    mixes = NamedMixStore.at(tmp_path / "state")
-    metrics = Metrics(prometheus_client.CollectorRegistry())
+    database = Database.at(tmp_path / "state")
+    mixes, audit, store = NamedMixStore(database), AuditLog(database), TenantStore(database)
+    registry = prometheus_client.CollectorRegistry()
+    metrics = Metrics(registry)
     recipes = RecipeExpander(tasks)
-    inference = InferenceService(engine, variants, recipes, mixes, metrics, ServerState())
-    admin = BankService(tasks, variants, recipes, mixes)
-    yield Parts(base, path, engine, tasks, variants, recipes, inference, admin)
-    mixes.close()
+    inference = InferenceService(
+        engine, variants, recipes, mixes, ServerState(), metrics.record_request
+    )
+    admin = BankService(tasks, variants, recipes, mixes, audit, Changes())
+    services = with_access(inference, admin, audit, store, metrics.record_denial)
+    yield Parts(
+        base,
+        path,
+        engine,
+        tasks,
+        variants,
+        recipes,
+        inference,
+        admin,
+        services,
+        audit,
+        store,
+        registry,
+    )
+    database.close()
+
+
+def with_access(
+    inference: InferenceService,
+    admin: BankService,
+    audit: AuditLog,
+    store: TenantStore,
+    tell_denial: Callable[[str], None] = lambda _: None,
+) -> Services:
+    """All services, for the tenants that there are now."""
+    authenticator = Authenticator(store)
+    tenants = TenantService(store, audit, authenticator, Changes())
+    return Services(
+        AccessService(authenticator, tell_denial=tell_denial), inference, admin, tenants
+    )

@@ -28,6 +28,7 @@ class FakeEngine:
         self.is_healthy = True
         self.num_generating = 0
         self.failure: Exception | None = None
+        self.salts: list[str | None] = []
 
     async def load_task(self, name: str, digest: str) -> int:
         await self._note("load", name)
@@ -66,8 +67,10 @@ class FakeEngine:
         sampling: SamplingOptions,
         variant: Variant,
         priority: int,
+        cache_salt: str | None,
     ) -> AsyncGenerator[EngineChunk]:
         """Count up to `max_tokens`, a token per chunk."""
+        self.salts.append(cache_salt)
         self.num_generating += 1
         try:
             for token in range(sampling.max_tokens):

@@ -13,7 +13,7 @@ from tests.unit.server.conftest import Parts
 
 @pytest.fixture
 async def client(parts: Parts) -> AsyncIterator[AsyncClient]:
-    edge = GrpcEdge(parts.inference, parts.admin)
+    edge = GrpcEdge(parts.services)
     port = await edge.start("127.0.0.1", 0)
     async with AsyncClient(f"127.0.0.1:{port}", timeout_s=20, max_attempts=1) as opened:
         yield opened
@@ -59,9 +59,9 @@ async def test_admin_bugs_tell_nothing(client: AsyncClient, parts: Parts) -> Non
 
 
 async def test_a_taken_port(parts: Parts) -> None:
-    first = GrpcEdge(parts.inference, parts.admin)
+    first = GrpcEdge(parts.services)
     port = await first.start("127.0.0.1", 0)
-    second = GrpcEdge(parts.inference, parts.admin)
+    second = GrpcEdge(parts.services)
     with pytest.raises(errors.FailedPreconditionError, match="--grpc-port"):
         await second.start("127.0.0.1", port)
     await first.stop(0.0)

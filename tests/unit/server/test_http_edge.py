@@ -46,7 +46,7 @@ def inner() -> Inner:
 
 @pytest.fixture
 async def http(parts: Parts, inner: Inner) -> AsyncIterator[httpx.AsyncClient]:
-    app: Any = build_app(inner, parts.inference, parts.admin, parts.engine, "tiny")  # type: ignore[arg-type]
+    app: Any = build_app(inner, parts.services, parts.engine, "tiny")  # type: ignore[arg-type]
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://edge") as client:
         yield client

@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import aclosing
+from functools import partial
 
 import pytest
 
@@ -16,9 +17,12 @@ from taskmix_server.domain.generation import (
     Target,
 )
 from taskmix_server.errors import InvalidRequestError, NotFoundError, UnavailableError
+from taskmix_server.telemetry.requests import RequestRecord
+from taskmix_server.tenancy.principal import DEFAULT
 from tests.unit.server.conftest import Parts
 
 MIX = Mix.parse("head:0.5+body")
+ID = "a request"
 
 
 def request(
@@ -29,7 +33,7 @@ def request(
 
 
 async def test_a_whole_answer(parts: Parts) -> None:
-    answer = await parts.inference.generate(request())
+    answer = await parts.inference.generate(request(), DEFAULT)
     (completion,) = answer.completions
     assert (completion.text, completion.token_ids) == ("0 1 2 ", (0, 1, 2))
     assert completion.finish_reason is FinishReason.LENGTH
@@ -42,21 +46,21 @@ async def test_a_whole_answer(parts: Parts) -> None:
 
 
 async def test_identity_comes_first_and_usage_last(parts: Parts) -> None:
-    chunks = [chunk async for chunk in parts.inference.stream(request())]
+    chunks = [chunk async for chunk in parts.inference.stream(request(), DEFAULT)]
     assert [chunk.identity is not None for chunk in chunks] == [True, False, False]
     assert [chunk.usage is not None for chunk in chunks] == [False, False, True]
     assert [chunk.timings is not None for chunk in chunks] == [False, False, True]
 
 
 async def test_closing_a_stream_stops_the_work(parts: Parts) -> None:
-    async with aclosing(parts.inference.stream(request(max_tokens=100))) as chunks:
+    async with aclosing(parts.inference.stream(request(max_tokens=100), DEFAULT)) as chunks:
         await anext(chunks)
         assert (parts.engine.num_generating, parts.tasks.num_references) == (1, 2)
     assert (parts.engine.num_generating, parts.tasks.num_references) == (0, 0)
 
 
 async def test_cancelling_stops_the_work(parts: Parts) -> None:
-    running = asyncio.create_task(parts.inference.generate(request(max_tokens=10**6)))
+    running = asyncio.create_task(parts.inference.generate(request(max_tokens=10**6), DEFAULT))
     await parts.engine.seen["register"].wait()
     for _ in range(10):
         await asyncio.sleep(0)
@@ -68,18 +72,18 @@ async def test_cancelling_stops_the_work(parts: Parts) -> None:
 
 
 async def test_targets(parts: Parts) -> None:
-    await parts.admin.register_mix("prod", MIX)
-    named = await parts.inference.generate(request(NamedMix("prod")))
+    await parts.admin.register_mix(DEFAULT, "prod", MIX, ID)
+    named = await parts.inference.generate(request(NamedMix("prod")), DEFAULT)
     assert named.identity.mix_digest == parts.variants.resolve(MIX).digest
     for unknown in (NamedMix("other"), ExperimentTarget("split", "someone"), Mix.parse("late")):
         with pytest.raises(NotFoundError):
-            await parts.inference.generate(request(unknown))
+            await parts.inference.generate(request(unknown), DEFAULT)
 
 
 async def test_what_a_model_name_means(parts: Parts) -> None:
-    await parts.admin.register_mix("prod", MIX)
-    await parts.admin.register_mix("head", Mix.parse("body"))
-    find = parts.inference.find
+    await parts.admin.register_mix(DEFAULT, "prod", MIX, ID)
+    await parts.admin.register_mix(DEFAULT, "head", Mix.parse("body"), ID)
+    find = partial(parts.inference.find, principal=DEFAULT)
     assert await find("tiny", "tiny") == Mix()
     assert await find("base", "tiny") == Mix()
     assert await find("prod", "tiny") == NamedMix("prod")
@@ -92,49 +96,36 @@ async def test_what_a_model_name_means(parts: Parts) -> None:
 
 async def test_prompt_log_probabilities(parts: Parts) -> None:
     with pytest.raises(InvalidRequestError, match="output head"):
-        await parts.inference.generate(request(prompt_logprobs=True))
-    await parts.inference.generate(request(Mix.parse("body"), prompt_logprobs=True))
+        await parts.inference.generate(request(prompt_logprobs=True), DEFAULT)
+    await parts.inference.generate(request(Mix.parse("body"), prompt_logprobs=True), DEFAULT)
 
 
 async def test_draining_waits_for_what_is_in_flight(parts: Parts) -> None:
-    async with parts.inference.counted("grpc"):
+    async with parts.inference.observed(RequestRecord("id"), str):
         draining = asyncio.create_task(parts.inference.state.drain(grace_s=60.0))
         for _ in range(5):
             await asyncio.sleep(0)
         assert not draining.done()
         with pytest.raises(UnavailableError, match="shutting down"):
-            await parts.inference.generate(request())
+            await parts.inference.generate(request(), DEFAULT)
     await draining
 
 
 async def test_draining_ends_with_its_grace(parts: Parts) -> None:
-    async with parts.inference.counted("grpc"):
+    async with parts.inference.observed(RequestRecord("id"), str):
         await parts.inference.state.drain(grace_s=0.01)
 
 
 async def test_a_dead_engine(parts: Parts) -> None:
     parts.engine.is_healthy = False
     with pytest.raises(UnavailableError, match="engine is down"):
-        await parts.inference.generate(request())
-
-
-async def test_outcomes_are_counted(parts: Parts) -> None:
-    async with parts.inference.counted("grpc"):
-        pass
-    with pytest.raises(InvalidMixError):
-        async with parts.inference.counted("http"):
-            raise InvalidMixError("no")
-    counter = parts.inference.metrics.requests
-    (metric,) = counter.collect()
-    totals = [sample for sample in metric.samples if sample.name == "taskmix_requests_total"]
-    samples = {tuple(sample.labels.values()): sample.value for sample in totals}
-    assert samples["grpc", "ok"] == samples["http", "InvalidMixError"] == 1.0
+        await parts.inference.generate(request(), DEFAULT)
 
 
 async def test_a_described_mix_loses_its_digest_with_its_task(parts: Parts) -> None:
-    described = await parts.admin.register_mix("prod", MIX)
+    described = await parts.admin.register_mix(DEFAULT, "prod", MIX, ID)
     assert described.digest
     await parts.tasks.unload("head")
-    assert [mix.digest for mix in await parts.admin.list_mixes()] == [""]
+    assert [mix.digest for mix in await parts.admin.list_mixes(DEFAULT)] == [""]
     with pytest.raises(NotFoundError):
-        await parts.admin.register_mix("other", MIX)
+        await parts.admin.register_mix(DEFAULT, "other", MIX, ID)

@@ -50,9 +50,8 @@ def test_metrics_state_each_kind_of_bytes_apart() -> None:
     metrics = Metrics(registry)
     memory = DeltaMemory(1, 2, 3, 4, 5, 6, 7)
     metrics.read_at_scrape(
-        task_references=lambda: 0,
-        resident_bytes=lambda: memory.tasks,
-        ready_variants=lambda: 0,
+        {"resident_bytes": lambda: memory.tasks},
+        task_bytes=dict,
         delta_memory=lambda figure: getattr(memory, figure),
     )
     expected = {

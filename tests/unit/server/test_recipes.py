@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import httpx
@@ -21,9 +22,11 @@ from taskmix_server.errors import FailedPreconditionError, NotFoundError
 from taskmix_server.rest.app import build_app
 from taskmix_server.rpc import convert
 from taskmix_server.rpc.server import GrpcEdge
+from taskmix_server.tenancy.principal import DEFAULT
 from tests.unit.composer.models import make_weights, save_model, tuned
 from tests.unit.server.conftest import Parts
 
+ID = "a request"
 METAGPT = Recipe("metagpt", ("head", "body"))
 AVERAGE = Recipe("average", ("head", "body"))
 HALVES = Mix.of({"head": 0.5, "body": 0.5})
@@ -53,23 +56,23 @@ async def test_answers_name_terms(parts: Parts) -> None:
     weights = [term.coefficient for term in mix.terms]
     assert sum(weights) == pytest.approx(1.0)
     assert weights[0] != pytest.approx(weights[1])
-    answer = await parts.inference.generate(request(METAGPT))
+    answer = await parts.inference.generate(request(METAGPT), DEFAULT)
     assert answer.identity.mix_json == mix.canonical_json()
     assert answer.identity.mix_digest == parts.variants.resolve(mix).digest
-    again = await parts.inference.generate(request(Mix.parse(answer.identity.mix_json)))
+    again = await parts.inference.generate(request(Mix.parse(answer.identity.mix_json)), DEFAULT)
     assert again.identity.mix_digest == answer.identity.mix_digest
     assert len(parts.engine.variants) == 1
 
 
 async def test_a_registered_name_keeps_its_terms(parts: Parts) -> None:
     mix = expanded(METAGPT, parts.tasks.bank)
-    described = await parts.admin.register_mix("prod", METAGPT)
+    described = await parts.admin.register_mix(DEFAULT, "prod", METAGPT, ID)
     assert described.record.mix == mix
     assert described.digest == parts.variants.resolve(mix).digest
     change(parts, "body")
     await parts.tasks.load("body")
     assert expanded(METAGPT, parts.tasks.bank) != mix
-    answer = await parts.inference.generate(request(NamedMix("prod")))
+    answer = await parts.inference.generate(request(NamedMix("prod")), DEFAULT)
     assert answer.identity.mix_json == mix.canonical_json()
 
 
@@ -110,21 +113,21 @@ async def test_tasks_that_are_not_served(
     parts: Parts, method: str, task: str, error: type[Exception]
 ) -> None:
     with pytest.raises(error, match=task):
-        await parts.inference.generate(request(Recipe(method, ("body", task))))
+        await parts.inference.generate(request(Recipe(method, ("body", task))), DEFAULT)
     with pytest.raises(error, match=task):
-        await parts.admin.register_mix("prod", Recipe(method, ("body", task)))
-    assert await parts.admin.list_mixes() == []
+        await parts.admin.register_mix(DEFAULT, "prod", Recipe(method, ("body", task)), ID)
+    assert await parts.admin.list_mixes(DEFAULT) == []
 
 
 async def test_a_bank_without_a_table(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Bank, "read_gram", lambda bank: None)
     with pytest.raises(MissingGramError, match="bank recode"):
-        await parts.inference.generate(request(METAGPT))
+        await parts.inference.generate(request(METAGPT), DEFAULT)
     assert await parts.recipes.expand(AVERAGE) == HALVES
 
 
 async def test_a_model_name_may_be_a_method(parts: Parts) -> None:
-    find = parts.inference.find
+    find = partial(parts.inference.find, principal=DEFAULT)
     assert await find(json.dumps(WRITTEN), "tiny") == METAGPT
     with pytest.raises(InvalidMixError, match="bank merge"):
         await find('{"method": "ties", "tasks": ["body"]}', "tiny")
@@ -135,7 +138,7 @@ def test_messages() -> None:
 
 
 async def test_the_http_edge(parts: Parts) -> None:
-    app: Any = build_app(JSONResponse({}), parts.inference, parts.admin, parts.engine, "tiny")
+    app: Any = build_app(JSONResponse({}), parts.services, parts.engine, "tiny")
     digest = parts.variants.resolve(expanded(METAGPT, parts.tasks.bank)).digest
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://edge") as http:
@@ -150,7 +153,7 @@ async def test_the_http_edge(parts: Parts) -> None:
 
 @pytest.fixture
 async def client(parts: Parts) -> AsyncIterator[AsyncClient]:
-    edge = GrpcEdge(parts.inference, parts.admin)
+    edge = GrpcEdge(parts.services)
     port = await edge.start("127.0.0.1", 0)
     async with AsyncClient(f"127.0.0.1:{port}", timeout_s=20, max_attempts=1) as opened:
         yield opened

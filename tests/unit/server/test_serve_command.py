@@ -79,6 +79,9 @@ def test_a_wrong_file_is_a_usage_error(
         ["--kv-cache-memory", "0"],
         ["--delta-cache-memory", "-1"],
         ["--unknown"],
+        ["--tls-cert", __file__],
+        ["--tls-key", __file__],
+        ["--tls-cert", "missing", "--tls-key", "missing"],
     ],
     ids=str,
 )

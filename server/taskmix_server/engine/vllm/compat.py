@@ -20,6 +20,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
 )
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import PrometheusStatLogger
+from vllm.v1.metrics.stats import RequestStateStats
 from vllm.v1.worker.lora_model_runner_mixin import LoRAModelRunnerMixin
 
 from taskmix_server.errors import EngineIncompatibleError
@@ -57,6 +58,7 @@ _EXPECTED_PARAMETERS: tuple[tuple[Callable[..., Any], tuple[str, ...]], ...] = (
 _EXPECTED_FIELDS: tuple[tuple[type, tuple[str, ...]], ...] = (
     (LoRARequest, ("lora_name", "lora_int_id", "lora_path")),
     (LoRAMapping, ("index_mapping", "prompt_mapping")),
+    (RequestStateStats, ("queued_ts", "scheduled_ts", "first_token_ts", "last_token_ts")),
 )
 
 

@@ -28,6 +28,7 @@ from taskmix_server.domain.generation import (
 from taskmix_server.domain.variant import Variant
 from taskmix_server.engine.base import DeltaMemory, EngineChunk, EngineLoad
 from taskmix_server.engine.vllm import compat
+from taskmix_server.engine.vllm.phases import phases_of
 from taskmix_server.engine.vllm.worker import Reply
 
 SHUTDOWN_S = 10.0
@@ -94,10 +95,13 @@ class VllmEngine:
         sampling: SamplingOptions,
         variant: Variant,
         priority: int,
+        cache_salt: str | None,
     ) -> AsyncGenerator[EngineChunk]:
         """Run a request; closing the iterator aborts it in the engine."""
         try:
             form = await asyncio.to_thread(self._form, prompt)
+            if cache_salt is not None:
+                form["cache_salt"] = cache_salt
             (rendered,) = await self.client.renderer.render_cmpl_async([form])
             outputs = self.client.generate(
                 rendered,
@@ -213,6 +217,7 @@ def to_chunk(output: RequestOutput) -> EngineChunk:
         num_cached_tokens=output.num_cached_tokens or 0,
         prompt_logprobs=_prompt_logprobs(output),
         is_finished=output.finished,
+        phases=phases_of(output),
     )
 
 

@@ -1,0 +1,61 @@
+"""How requests end, in a few words that metrics, spans and logs share."""
+
+from collections.abc import Mapping
+
+OK = "ok"
+REFUSED = "refused"
+FAILED = "failed"
+CANCELLED = "cancelled"
+
+LEFT = "CancelledError"
+"""The error of a request whose caller went away or whose deadline passed; its work was stopped."""
+
+CANCELLATIONS = frozenset({LEFT, "GeneratorExit", "DeadlineExceededError"})
+
+REFUSALS: Mapping[str, str] = {
+    "InvalidRequestError": "invalid",
+    "InvalidMixError": "invalid",
+    "InvalidSchemeError": "invalid",
+    "InvalidMethodError": "invalid",
+    "InvalidPlanError": "invalid",
+    "HTTP 400": "invalid",
+    "HTTP 413": "invalid",
+    "HTTP 415": "invalid",
+    "HTTP 422": "invalid",
+    "UnauthenticatedError": "unauthenticated",
+    "PermissionDeniedError": "forbidden",
+    "NotFoundError": "not_found",
+    "UnknownTaskError": "not_found",
+    "HTTP 404": "not_found",
+    "AlreadyExistsError": "conflict",
+    "TaskExistsError": "conflict",
+    "BankExistsError": "conflict",
+    "BankBusyError": "conflict",
+    "BankFormatError": "conflict",
+    "UnarchivedError": "conflict",
+    "MissingGramError": "conflict",
+    "BaseMismatchError": "conflict",
+    "CheckpointError": "conflict",
+    "FailedPreconditionError": "conflict",
+    "UnsupportedModelError": "conflict",
+    "EngineIncompatibleError": "conflict",
+    "ResourceExhaustedError": "limit",
+    "HTTP 429": "limit",
+    "UnavailableError": "unavailable",
+    "HTTP 503": "unavailable",
+}
+"""Reason by error. Errors go by the names of their classes; `HTTP` ones are of vLLM's app."""
+
+
+def outcome_of(error: str) -> tuple[str, str]:
+    """Outcome and reason of a request that ended with an error of this name, empty for none.
+
+    The reason of a failure is the error itself; answers and cancellations have none.
+    """
+    if not error:
+        return OK, ""
+    if error in CANCELLATIONS:
+        return CANCELLED, ""
+    if error in REFUSALS:
+        return REFUSED, REFUSALS[error]
+    return FAILED, error

@@ -1,0 +1,174 @@
+"""The database: its migrations, who may open it, and what its failures mean."""
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import create_engine, text
+
+from taskmix_composer.mix import Mix
+from taskmix_server.database import Database, connection, state_in_use
+from taskmix_server.database.models import Base, NamedMixRow
+from taskmix_server.errors import FailedPreconditionError, ServingError, UnavailableError
+from taskmix_server.runtime.mixes import NamedMixRecord, NamedMixStore
+from taskmix_server.tenancy.audit import Author
+from taskmix_server.tenancy.store import TenantStore
+
+AUTHOR = Author("ops", "", "a request")
+
+# What releases before migrations ran, by SQLAlchemy's create_all.
+OLD_TABLE = """
+CREATE TABLE named_mixes (
+\tname VARCHAR(64) NOT NULL,
+\tmix_json TEXT NOT NULL,
+\tPRIMARY KEY (name)
+)
+"""
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    opened = Database.at(tmp_path / "state")
+    yield opened
+    opened.close()
+
+
+def run(path: Path, *statements: str) -> list[tuple[object, ...]]:
+    """Run statements with the bare driver; the rows of the last one."""
+    raw = sqlite3.connect(path)
+    try:
+        with raw:
+            cursors = [raw.execute(statement) for statement in statements]
+            return cursors[-1].fetchall()
+    finally:
+        raw.close()
+
+
+def test_migrations_make_the_tables_of_the_models(tmp_path: Path, database: Database) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path / 'state' / connection.FILENAME}")
+    with engine.connect() as opened:
+        assert compare_metadata(MigrationContext.configure(opened), Base.metadata) == []
+        assert opened.scalar(text("PRAGMA journal_mode")) == "wal"
+    engine.dispose()
+
+
+def test_a_database_from_before_migrations_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / connection.FILENAME
+    mix = Mix.parse("math:0.6+code:-0.3")
+    run(path, OLD_TABLE, f"INSERT INTO named_mixes VALUES ('prod', '{mix.canonical_json()}')")
+    for _ in range(2):
+        database = Database.at(tmp_path)
+        store = NamedMixStore(database)
+        assert store.all() == [NamedMixRecord("prod", mix)]
+        assert TenantStore(database).is_empty
+        database.close()
+    assert run(path, "SELECT version_num FROM alembic_version") == [("0002",)]
+
+
+def test_a_later_release_s_database_is_refused(tmp_path: Path, database: Database) -> None:
+    path = tmp_path / "state" / connection.FILENAME
+    run(path, "UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(FailedPreconditionError, match=r"later release \(revision 9999"):
+        Database.at(tmp_path / "state")
+    assert run(path, "SELECT version_num FROM alembic_version") == [("9999",)]
+
+
+def test_a_migration_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / connection.FILENAME
+    run(path, OLD_TABLE, "CREATE TABLE audit (id INTEGER)")  # in the second migration's way
+    with pytest.raises(UnavailableError, match="audit already exists"):
+        Database.at(tmp_path)
+    tables = run(path, "SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")
+    assert tables == [("audit",), ("named_mixes",)]
+
+
+def test_starting_at_the_same_time(tmp_path: Path) -> None:
+    failures: list[Exception] = []
+
+    def start() -> None:
+        try:
+            Database.at(tmp_path).close()
+        except ServingError as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=start) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+def test_no_database_at_all(tmp_path: Path) -> None:
+    (tmp_path / connection.FILENAME).write_bytes(b"not a database, but long enough " * 100)
+    with pytest.raises(UnavailableError, match="not a database"):
+        Database.at(tmp_path)
+
+
+def test_a_failed_block_changes_nothing(database: Database) -> None:
+    def fail() -> None:
+        with database.writing() as session:
+            session.add(NamedMixRow(name="x", mix_json="{}"))
+            session.flush()
+            raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        fail()
+    with database.reading() as session:
+        assert session.get(NamedMixRow, "x") is None
+
+
+def test_a_database_that_is_full(database: Database) -> None:
+    with database.writing() as session:
+        session.execute(text("PRAGMA max_page_count = 1"))
+    with pytest.raises(UnavailableError, match=r"full.*nothing was changed"):
+        NamedMixStore(database).register("x" * 60, big_mix(), AUTHOR)
+    assert NamedMixStore(database).all() == []
+
+
+def test_a_database_that_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "BUSY_S", 0.01)
+    database = Database.at(tmp_path)
+    other = sqlite3.connect(tmp_path / connection.FILENAME, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    store = NamedMixStore(database)
+    with pytest.raises(UnavailableError, match="locked"):
+        store.register("prod", Mix(), AUTHOR)
+    assert store.all() == []  # readers do not wait for a writer
+    other.execute("ROLLBACK")
+    store.register("prod", Mix(), AUTHOR)
+    other.close()
+    database.close()
+
+
+def test_files_are_the_owner_s_alone(tmp_path: Path, database: Database) -> None:
+    NamedMixStore(database).register("prod", Mix(), AUTHOR)
+    for path in (tmp_path / "state").iterdir():
+        assert path.stat().st_mode & 0o077 == 0, path
+    assert (tmp_path / "state").stat().st_mode & 0o077 == 0
+
+
+def test_a_command_and_a_server_exclude_each_other(tmp_path: Path) -> None:
+    with (
+        state_in_use(tmp_path),
+        state_in_use(tmp_path),
+        pytest.raises(FailedPreconditionError, match=r"a server runs on .*--server"),
+        state_in_use(tmp_path, alone=True),
+    ):
+        pass
+    with (
+        state_in_use(tmp_path, alone=True),
+        pytest.raises(FailedPreconditionError, match="a command works on"),
+        state_in_use(tmp_path),
+    ):
+        pass
+    with state_in_use(tmp_path, alone=True):
+        pass
+
+
+def big_mix() -> Mix:
+    return Mix.of({f"task-{number}-{'x' * 40}": 0.5 for number in range(60)})
