@@ -50,9 +50,7 @@ class Target:
 TARGETS = (
     Target("16 mixes, 64 pairs, of the base", ("taskmix", "sixteen_mixes"), STOCK, 0.7),
     Target("16 mixes, 48 pairs, of the base", ("taskmix", "half_single"), STOCK, 0.7),
-    Target(
-        "16 mixes of an int2 bank, 64 pairs, of the base", ("int2", "sixteen_mixes"), STOCK, 0.7
-    ),
+    Target("int2 bank, 64 pairs, of the base", ("int2", "sixteen_mixes"), STOCK, 0.7),
     Target("int2 bank, 48 pairs, of the base", ("int2", "half_single"), STOCK, 0.7),
     Target("one mix, of the base", ("taskmix", "one_mix"), STOCK, 0.9),
     Target("16 mixes, 64 pairs, of multi-LoRA", ("taskmix", "sixteen_mixes"), ADAPTERS, 1.0),
