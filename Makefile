@@ -26,7 +26,8 @@ help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
 
 system: ## Say which Debian packages are needed
-	@echo "Debian packages needed: python3 python3-venv make git; for the tests, prometheus (promtool)."
+	@echo "Debian packages needed: python3 python3-venv make git"
+	@echo "for the compiled CPU kernels: gcc libc6-dev; for the tests: prometheus (promtool)"
 
 setup: $(STAMP) ## Create .venv and install everything into it; does nothing when up to date
 
