@@ -6,6 +6,7 @@ holds a few of them, and with one that holds them all.
 """
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -110,6 +111,8 @@ class Served:
 @pytest.fixture(scope="module", params=CASES)
 def served(request: pytest.FixtureRequest, oracle: Oracle) -> Iterator[Served]:
     kernel, cache_bytes = CASES[request.param]
+    if kernel == "native" and shutil.which("cc") is None:
+        pytest.skip("there is no C compiler to build the kernels with")
     engine = InProcessEngine(
         oracle.base,
         oracle.bank,
