@@ -43,9 +43,9 @@ def oracle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return Oracle(base, bank, folder / "merged", models={})
 
 
-def engine_of(oracle: Oracle, cache_bytes: int) -> InProcessEngine:
-    costs = oracle.folder / "costs.json"
-    costs.write_text(json.dumps({machine(torch.float32): asdict(FREE)}))
+def engine_of(oracle: Oracle, cache_bytes: int, costs: Costs = FREE) -> InProcessEngine:
+    path = oracle.folder / "costs.json"
+    path.write_text(json.dumps({machine(torch.float32): asdict(costs)}))
     engine = InProcessEngine(
         oracle.base,
         oracle.bank,
@@ -54,7 +54,7 @@ def engine_of(oracle: Oracle, cache_bytes: int) -> InProcessEngine:
         max_model_len=256,
         kv_cache_memory_bytes=2**26,
         delta_cache_bytes=cache_bytes,
-        cost_cache=costs,
+        cost_cache=path,
     )
     engine.load(*SCHEMES)
     return engine
@@ -81,6 +81,18 @@ def test_a_merged_mix_answers_as_its_merged_checkpoint(
     assert after.steps_added > merged.steps_added
     engine.forget(MIX)
     assert engine.memory().cache < merged.cache
+
+
+def test_a_mix_is_not_merged_before_that_pays(oracle: Oracle) -> None:
+    """Merging costs as much as adding does in eight steps of this batch."""
+    costs = Costs(read=0.0, row=1.0, decode=8.0 * len(PROMPTS), install=0.0)
+    engine = engine_of(oracle, CACHE_BYTES, costs)
+    short = [prompt[:1] for prompt in PROMPTS]
+    engine.greedy([MIX] * len(PROMPTS), short, num_tokens=7)
+    assert engine.memory().merges == 0
+    engine.greedy([MIX] * len(PROMPTS), short, num_tokens=7)
+    assert engine.memory().merges == 1
+    engine.close()
 
 
 def test_a_mix_that_does_not_fit_the_budget_is_not_merged(oracle: Oracle) -> None:

@@ -15,8 +15,9 @@ from torch import Tensor
 from taskmix_composer.kernels.device import looped, operands
 from taskmix_composer.kernels.device.blends import Blends
 from taskmix_composer.kernels.device.factors import FactorSlots
-from taskmix_composer.kernels.device.routes import OperandError, Routes
+from taskmix_composer.kernels.device.routes import Routes
 from taskmix_composer.kernels.device.slots import DeltaSlots
+from taskmix_composer.kernels.tables import OperandError
 
 
 class KernelUnavailableError(RuntimeError):

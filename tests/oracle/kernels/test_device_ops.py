@@ -9,8 +9,9 @@ from torch import Tensor
 from taskmix_composer.kernels import ops
 from taskmix_composer.kernels.device.blends import Blends
 from taskmix_composer.kernels.device.factors import FactorSlots
-from taskmix_composer.kernels.device.routes import OperandError, Routes
+from taskmix_composer.kernels.device.routes import Routes
 from taskmix_composer.kernels.device.slots import DeltaSlots
+from taskmix_composer.kernels.tables import OperandError
 from tests.oracle.kernels.triton.cases import (
     BATCHES,
     Coding,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from taskmix_composer.kernels.device.routes import OperandError
+from taskmix_composer.kernels.tables import OperandError
 
 
 @dataclass(frozen=True, slots=True, eq=False)

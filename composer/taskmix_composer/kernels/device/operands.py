@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from taskmix_composer.kernels.device.factors import FactorSlots
-from taskmix_composer.kernels.device.routes import OperandError, Routes
+from taskmix_composer.kernels.device.routes import Routes
 from taskmix_composer.kernels.device.slots import DeltaSlots
+from taskmix_composer.kernels.tables import OperandError
 
 DTYPES = (torch.bfloat16, torch.float16)
 

@@ -6,9 +6,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-
-class OperandError(ValueError):
-    """Operands that do not fit each other, or a capacity that is too small."""
+from taskmix_composer.kernels.tables import OperandError
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -47,7 +47,7 @@ class RowPlan:
     rows: int64 ids of the rows that use any task, or None for every row.
     pairs: the same as `uses`, for kernels: each row with each task that it uses, tasks numbered by
         their slots.
-    variants: those that the rows use; variant_of_row: int64 [num_rows], into them.
+    variant_of_row: int64 [num_rows], of the variants that the rows use.
     coefficients: float32 [num_tensors, variants, uses].
     sole: the variant of every row, where there is only one.
     norms: what each norm's weight is for each variant, float32 [variants, width] by site name, or
@@ -59,7 +59,6 @@ class RowPlan:
     slots: Slots
     uses: tuple[TaskUse, ...]
     pairs: Pairs
-    variants: tuple[ResidentVariant, ...]
     variant_of_row: Tensor
     coefficients: Tensor
     sole: ResidentVariant | None
@@ -120,7 +119,6 @@ class Planner:
             slots=self.slots,
             uses=uses,
             pairs=pairs,
-            variants=present,
             variant_of_row=torch.from_numpy(variant_of_row).to(self.device),
             coefficients=self._by_variant(present, uses),
             sole=present[0] if len(present) == 1 else None,
