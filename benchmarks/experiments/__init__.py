@@ -1,0 +1,1 @@
+"""Simulated experiments: how often the statistics err, and how soon they find what is there."""

@@ -1,0 +1,1 @@
+"""Statistics that stay valid however often they are looked at."""
