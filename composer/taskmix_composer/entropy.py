@@ -29,6 +29,7 @@ from torch import Tensor
 VERSION = 1
 _ALPHABET = 256
 _CHUNK = 1 << 18
+_PIECE = 1 << 14  # symbols that are decoded at once: other threads wait meanwhile
 _HEADER = struct.Struct("<BQH")
 _TABLE_BYTES = 3
 _WORD = np.dtype("<u4")
@@ -85,10 +86,17 @@ def decode(stream: Tensor, num_symbols: int, contexts: Tensor | None = None) -> 
             if table.model is None:
                 values[chunk][members] = table.first
             else:
-                values[chunk][members] = coder.decode(table.model, num_members) + table.first
+                values[chunk][members] = _steps(coder, table.model, num_members) + table.first
     if not coder.is_empty():
         raise EntropyError("the stream holds more than the symbols asked for")
     return symbols
+
+
+def _steps(coder: Any, model: Any, num_symbols: int) -> NDArray[np.int32]:
+    """The next symbols of one model, from its first symbol on."""
+    starts = range(0, num_symbols, _PIECE)
+    pieces = [coder.decode(model, min(_PIECE, num_symbols - start)) for start in starts]
+    return np.concatenate(pieces)
 
 
 def _array(values: Tensor) -> Bytes:

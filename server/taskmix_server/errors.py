@@ -29,12 +29,21 @@ class AlreadyExistsError(ServingError):
     """The name is taken by other content."""
 
 
-class ResourceExhaustedError(ServingError):
-    """A limit was reached; try again after `retry_after_s` seconds."""
+LIMITS = ("requests", "tokens", "concurrency", "queue", "overload", "memory")
+"""What can be exhausted: a tenant's rates, its answers at a time and in the queue, the server's
+own queue, and a tenant's bytes of tasks."""
 
-    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+
+class ResourceExhaustedError(ServingError):
+    """A limit was reached; try again after `retry_after_s` seconds.
+
+    reason: which limit, one of `LIMITS`.
+    """
+
+    def __init__(self, message: str, retry_after_s: float = 1.0, reason: str = "overload") -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.reason = reason
 
 
 class DeadlineExceededError(ServingError):

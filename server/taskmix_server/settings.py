@@ -11,7 +11,10 @@ from taskmix_server.tenancy.config import AccessConfig
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Everything `taskmix serve` needs to start."""
+    """Everything `taskmix serve` needs to start.
+
+    max_queued: answers that may wait for the engine; None is a multiple of what it runs at a time.
+    """
 
     engine: EngineConfig
     state: Path
@@ -19,6 +22,7 @@ class Settings:
     grpc_port: int = 50051
     http_port: int = 8000
     drain_s: float = 20.0
+    max_queued: int | None = None
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     access: AccessConfig = field(default_factory=AccessConfig)
 

@@ -180,6 +180,6 @@ def test_tasks_are_held_as_they_are_coded(served: Served, oracle: Oracle) -> Non
     most_bits = {"int4": 5.1, "tall-a": 1.1, "emr-a": 1.1, "rtvq-a": 3.1, "sign": 1.9}
     for task, bits in most_bits.items():
         digest = bank.entry(task).digest
-        num_bytes = served.engine.ask("taskmix_load", task, digest)
+        num_bytes = served.engine.change("taskmix_begin_load", task, digest)
         assert num_bytes <= num_weights * bits / 8 + 4 * num_vectors, task
     assert served.engine.memory().shared <= 3 * num_weights * 5.1 / 8

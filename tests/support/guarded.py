@@ -53,7 +53,9 @@ class Guarded:
 
 
 @contextmanager
-def guarding(models: Models, directory: Path) -> Iterator[Guarded]:
+def guarding(
+    models: Models, directory: Path, *flags: str, environment: tuple[str, ...] = ()
+) -> Iterator[Guarded]:
     """Create an admin `ops` and USERS, each with a key, and serve them."""
     state = directory / "state"
     taskmix("tenants", "create", "ops", "--role", "admin", "--state", state)
@@ -65,5 +67,6 @@ def guarding(models: Models, directory: Path) -> Iterator[Guarded]:
     authority = issue(directory, "first")
     files = ("--tls-cert", str(authority.chain), "--tls-key", str(authority.key))
     # Tenants are enough for any address; loopback keeps the test's server to this machine.
-    with serving(models.base, models.bank, state, *files) as served:
+    options = (*files, *flags)
+    with serving(models.base, models.bank, state, *options, environment=environment) as served:
         yield Guarded(served, authority, keys)

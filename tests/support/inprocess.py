@@ -2,7 +2,8 @@
 
 import gc
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from taskmix_server.engine.config import EngineConfig
 from taskmix_server.engine.vllm import compat
 from taskmix_server.engine.vllm.config import engine_options
 from taskmix_server.engine.vllm.plugin import register
+from tests.support.waiting import eventually
 
 IN_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"}
 
@@ -46,14 +48,14 @@ class InProcessEngine:
         bank = Bank.open(self._bank_path)
         for name in names:
             self._digests[name] = bank.entry(name).digest
-            self.ask("taskmix_load", name, self._digests[name])
+            self.change("taskmix_begin_load", name, self._digests[name])
 
     def unload(self, name: str) -> None:
         digest = self._digests.pop(name)
         for path in [path for path in self._requests if digest in path]:
             self.ask("taskmix_forget", path)
             del self._requests[path]
-        self.ask("taskmix_unload", digest)
+        self.change("taskmix_begin_unload", digest)
 
     def forget(self, *mixes: Mix) -> None:
         """Let go of mixes that were asked for."""
@@ -65,6 +67,22 @@ class InProcessEngine:
 
     def memory(self) -> DeltaMemory:
         return DeltaMemory(**self.ask("taskmix_memory"))
+
+    def change(self, verb: str, *arguments: Any) -> int:
+        """Begin a change and wait until it is made."""
+        self.ask(verb, *arguments)
+        return eventually(self._finished)[0]
+
+    @contextmanager
+    def changing(self, verb: str, *arguments: Any) -> Iterator[None]:
+        """A change that is begun before the block and made after it."""
+        self.ask(verb, *arguments)
+        yield
+        eventually(self._finished)
+
+    def _finished(self) -> tuple[int, ...]:
+        num_bytes = self.ask("taskmix_finish")
+        return () if num_bytes is None else (num_bytes,)
 
     def ask(self, verb: str, *arguments: Any) -> Any:
         reply: Mapping[str, Any] = self._llm.collective_rpc(verb, args=arguments)[0]

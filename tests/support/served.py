@@ -62,14 +62,19 @@ class Served:
 
 
 @contextmanager
-def serving(base: Path, bank: Path, state: Path, *flags: str) -> Iterator[Served]:
-    """Start `taskmix serve`; at the end, unless the block ended it, SIGTERM must give exit 0."""
+def serving(
+    base: Path, bank: Path, state: Path, *flags: str, environment: tuple[str, ...] = ()
+) -> Iterator[Served]:
+    """Start `taskmix serve`; at the end, unless the block ended it, SIGTERM must give exit 0.
+
+    environment: further variables, NAME=VALUE.
+    """
     state.mkdir(parents=True, exist_ok=True)
     log = state / "stderr.log"
     command = (*TASKMIX, "serve", "--base", str(base), "--bank", str(bank), "--state", str(state))
     with log.open("a") as stderr:
         process = subprocess.Popen(
-            [*command, *FLAGS, *flags],
+            ["env", *environment, *command, *FLAGS, *flags],
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
@@ -99,7 +104,11 @@ def taskmix(*arguments: str | Path) -> str:
 def metrics(http: str) -> dict[str, float]:
     """Every sample of `/metrics` by its name and labels, as written there."""
     with urllib.request.urlopen(f"{http}/metrics", timeout=30) as response:
-        text = response.read().decode()
+        return samples(response.read().decode())
+
+
+def samples(text: str) -> dict[str, float]:
+    """Every sample of Prometheus text by its name and labels, as written there."""
     lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
     return {name: float(value) for name, _, value in lines}
 

@@ -14,6 +14,7 @@ from taskmix.v1 import (
     admin_pb2_grpc,
     bank_pb2,
     bank_pb2_grpc,
+    experiments_pb2_grpc,
     inference_pb2,
     inference_pb2_grpc,
 )
@@ -26,6 +27,7 @@ from taskmix_client._admin import (
     to_tenant,
 )
 from taskmix_client._base import ChunkReader, to_answer, to_named_mix, to_task
+from taskmix_client.aio_experiments import AsyncExperimentCalls
 from taskmix_client.config import ClientConfig
 from taskmix_client.errors import from_rpc
 from taskmix_client.models import Answer, Chunk, NamedMix, Task
@@ -36,7 +38,7 @@ RequestT = TypeVar("RequestT")
 ResponseT = TypeVar("ResponseT")
 
 
-class AsyncClient:
+class AsyncClient(AsyncExperimentCalls):
     """Calls one server from a running event loop; otherwise like `Client`."""
 
     def __init__(
@@ -55,6 +57,7 @@ class AsyncClient:
         self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._bank = bank_pb2_grpc.BankServiceStub(self._channel)
         self._admin = admin_pb2_grpc.AdminServiceStub(self._channel)
+        self._experiments = experiments_pb2_grpc.ExperimentServiceStub(self._channel)
 
     async def __aenter__(self) -> Self:
         return self

@@ -12,6 +12,10 @@ from taskmix_client.errors import InvalidArgumentError
 REPEATABLE = {
     "taskmix.v1.InferenceService": ("Generate", "StreamGenerate"),
     "taskmix.v1.BankService": ("ListTasks", "LoadTask", "UnloadTask", "RegisterMix", "ListMixes"),
+    "taskmix.v1.ExperimentService": (
+        *("CreateExperiment", "GetExperiment", "ListExperiments", "RampExperiment"),
+        *("RecordOutcomes", "GetResults"),
+    ),
     "taskmix.v1.AdminService": (
         *("ListTenants", "UpdateTenant", "ListKeys", "RevokeKey", "ListAudit"),
     ),

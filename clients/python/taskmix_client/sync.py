@@ -14,6 +14,7 @@ from taskmix.v1 import (
     admin_pb2_grpc,
     bank_pb2,
     bank_pb2_grpc,
+    experiments_pb2_grpc,
     inference_pb2,
     inference_pb2_grpc,
 )
@@ -30,13 +31,14 @@ from taskmix_client.config import ClientConfig
 from taskmix_client.errors import from_rpc
 from taskmix_client.models import Answer, Chunk, NamedMix, Task
 from taskmix_client.options import MixLike, Options, Prompt, to_mix, to_request
+from taskmix_client.sync_experiments import ExperimentCalls
 from taskmix_client.tenants import ApiKey, AuditRecord, NewKey, Tenant
 
 RequestT = TypeVar("RequestT")
 ResponseT = TypeVar("ResponseT")
 
 
-class Client:
+class Client(ExperimentCalls):
     """Calls one server and waits for its answers. Safe to share between threads."""
 
     def __init__(
@@ -55,6 +57,7 @@ class Client:
         self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._bank = bank_pb2_grpc.BankServiceStub(self._channel)
         self._admin = admin_pb2_grpc.AdminServiceStub(self._channel)
+        self._experiments = experiments_pb2_grpc.ExperimentServiceStub(self._channel)
 
     def __enter__(self) -> Self:
         return self

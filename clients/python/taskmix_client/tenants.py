@@ -24,7 +24,8 @@ class Tenant:
     """A unit of isolation, quota and billing.
 
     `role` is `admin`, who may do everything, or `user`, who may use what the rest says: tasks and
-    named mixes by globs, the verbs `tasks.load`, `tasks.unload`, `mixes.register`, `mixes.delete`.
+    named mixes by globs, the verbs `tasks.load`, `tasks.unload`, `mixes.register`, `mixes.delete`,
+    and `experiments.` with create, start, ramp, stop, promote, rollback, record and results.
     """
 
     name: str

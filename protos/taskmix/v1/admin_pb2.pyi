@@ -157,7 +157,9 @@ class Tenant(_message.Message):
 
     @_builtins.property
     def verbs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Changes that it may make: `tasks.load`, `tasks.unload`, `mixes.register`, `mixes.delete`."""
+        """What it may do: `tasks.load`, `tasks.unload`, `mixes.register`, `mixes.delete`, and
+        `experiments.` with create, start, ramp, stop, promote, rollback, record and results.
+        """
 
     @_builtins.property
     def limits(self) -> Global___TenantLimits:

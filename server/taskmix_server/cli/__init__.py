@@ -29,6 +29,9 @@ VERBS: Mapping[str, Verb] = {
     "generate": Verb("taskmix_server.cli.remote:generate", "", "Ask a server for text."),
     "tasks": Verb("taskmix_server.cli.remote:tasks", "", "List, load and unload tasks."),
     "mixes": Verb("taskmix_server.cli.remote:mixes", "", "List, name and forget mixes."),
+    "experiments": Verb(
+        "taskmix_server.cli.experiments:experiments", "", "Compare mixes on live traffic."
+    ),
     "tenants": Verb("taskmix_server.cli.tenants:tenants", "", "Say who may use a server."),
     "keys": Verb("taskmix_server.cli.tenants:keys", "", "Make and revoke tenants' API keys."),
     "audit": Verb("taskmix_server.cli.tenants:audit", "", "List what was changed, and by whom."),

@@ -56,6 +56,11 @@ DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 )
 @click.option("--served-model-name", help="The base's name in `model`; its directory's if absent.")
 @click.option("--max-num-seqs", type=click.IntRange(1), default=64, show_default=True)
+@click.option(
+    "--max-queued",
+    type=click.IntRange(1),
+    help="Answers that may wait for the engine; four times --max-num-seqs if absent.",
+)
 @click.option("--max-num-batched-tokens", type=click.IntRange(1), help="Tokens of one step.")
 @click.option("--block-size", type=click.IntRange(1), help="Tokens of a KV block.")
 @click.option(
@@ -95,6 +100,7 @@ def serve(
     tls_key: Path | None,
     allow_unauthenticated: bool,
     metrics_open: bool,
+    max_queued: int | None,
     **engine: Any,
 ) -> None:
     """Serve a base and its bank over gRPC and HTTP until SIGTERM.
@@ -120,7 +126,18 @@ def serve(
     )
     telemetry = TelemetryConfig(log_format, otlp_endpoint)
     access = AccessConfig(tls_cert, tls_key, allow_unauthenticated, metrics_open)
-    run(Settings(config, state, host, grpc_port, http_port, telemetry=telemetry, access=access))
+    run(
+        Settings(
+            config,
+            state,
+            host,
+            grpc_port,
+            http_port,
+            max_queued=max_queued,
+            telemetry=telemetry,
+            access=access,
+        )
+    )
 
 
 def _read_config(context: click.Context, path: Path | None) -> None:

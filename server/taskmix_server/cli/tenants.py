@@ -15,7 +15,11 @@ from taskmix_client import ApiKey, AuditRecord, Tenant
 from taskmix_server.cli.connection import Server, connected, server_options
 from taskmix_server.cli.table import print_table
 
-VERBS = ("tasks.load", "tasks.unload", "mixes.register", "mixes.delete")
+VERBS = (
+    *("tasks.load", "tasks.unload", "mixes.register", "mixes.delete"),
+    *("experiments.create", "experiments.start", "experiments.ramp", "experiments.stop"),
+    *("experiments.promote", "experiments.rollback", "experiments.record", "experiments.results"),
+)
 LIMITS: Mapping[str, tuple[type, str]] = {
     "requests_per_s": (float, "Requests per second."),
     "tokens_per_s": (float, "Tokens of prompts and answers per second."),

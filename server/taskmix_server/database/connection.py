@@ -1,13 +1,16 @@
 """Sessions on the database, and what its errors mean to a caller."""
 
 import sqlite3
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -22,9 +25,14 @@ _BEGIN = "taskmix_begin"
 class Database:
     """Everything that outlives the server. Calls block; make them off the event loop."""
 
-    def __init__(self, url: str) -> None:
-        """`url` is SQLAlchemy's, such as `sqlite:////var/lib/taskmix/taskmix.db`."""
-        self._engine = create_engine(url)
+    def __init__(self, url: str, is_there: Callable[[], bool] = lambda: True) -> None:
+        """`url` is SQLAlchemy's, such as `sqlite:////var/lib/taskmix/taskmix.db`.
+
+        is_there: whether what was opened is what the next start will find.
+        """
+        self._engine = create_engine(url, pool_timeout=BUSY_S)
+        self._is_there = is_there
+        self._turn = threading.Lock()  # one waits for another process's lock, holding a connection
         if self._engine.dialect.name == "sqlite":
             _prepare_sqlite(self._engine)
         # A transaction that reads before it writes must hold SQLite's lock from its start.
@@ -42,7 +50,10 @@ class Database:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = directory / FILENAME
         path.touch(mode=0o600)
-        return cls(f"sqlite:///{path}")
+        opened = _inode(path)
+        # Without `rw`, a connection that is made after the file is gone would make an empty one.
+        url = f"sqlite:///file:{quote(str(path.resolve()))}?mode=rw&uri=true"
+        return cls(url, lambda: _inode(path) == opened)
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
@@ -55,13 +66,25 @@ class Database:
         """A session that is committed at the end of the block, or not at all."""
         with (
             _named_failures(),
+            self._in_turn(),
             Session(self._writer, expire_on_commit=False) as session,
             session.begin(),
         ):
             yield session
+            if not self._is_there():
+                raise _unavailable("its file is gone or was replaced")
 
     def close(self) -> None:
         self._engine.dispose()
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        if not self._turn.acquire(timeout=BUSY_S):
+            raise _unavailable("others are waiting for it")
+        try:
+            yield
+        finally:
+            self._turn.release()
 
 
 @contextmanager
@@ -72,10 +95,23 @@ def _named_failures() -> Iterator[None]:
     except IntegrityError:
         raise
     except DBAPIError as error:
-        raise UnavailableError(
-            f"the server's database does not work ({error.orig}); nothing was changed, and the "
-            "operator must see to its directory (`--state`)"
-        ) from error
+        raise _unavailable(str(error.orig)) from error
+    except PoolTimeoutError as error:
+        raise _unavailable("too many are reading it") from error
+
+
+def _unavailable(reason: str) -> UnavailableError:
+    return UnavailableError(
+        f"the server's database does not work ({reason}); nothing was changed, and the operator "
+        "must see to its directory (`--state`)"
+    )
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None
 
 
 def _prepare_sqlite(engine: Engine) -> None:

@@ -5,15 +5,19 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Boolean,
     DateTime,
     Dialect,
+    Float,
     ForeignKey,
+    Index,
     Integer,
     MetaData,
     String,
     Text,
     TypeDecorator,
+    UniqueConstraint,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -24,6 +28,9 @@ NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_name)s",
 }
 """Constraints need names of their own, lest a migration cannot say which one it drops."""
+
+BIG_ID = BigInteger().with_variant(Integer, "sqlite")
+"""Ids of rows that requests leave; SQLite counts up in INTEGER columns alone, of 64 bits too."""
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -99,3 +106,90 @@ class AuditRow(Base):
     subject: Mapped[str] = mapped_column(String(64))
     before: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     after: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+
+
+class ExperimentRow(Base):
+    """One version of an experiment: its design, which never changes, and where it stands.
+
+    `design` is canonical JSON and `digest` its SHA-256; `ramp` is a percentage.
+    """
+
+    __tablename__ = "experiments"
+    __table_args__ = (UniqueConstraint("name", "version"),)
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    name: Mapped[str] = mapped_column(String(64))
+    version: Mapped[int] = mapped_column(Integer)
+    design: Mapped[str] = mapped_column(Text)
+    digest: Mapped[str] = mapped_column(String(64))
+    status: Mapped[str] = mapped_column(String(16))
+    ramp: Mapped[float] = mapped_column(Float)
+    halted: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    why: Mapped[str] = mapped_column(Text)
+    promotion: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    stopped_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class ExposureRow(Base):
+    """The first time that a subject of a tenant met an experiment's version, and its arm."""
+
+    __tablename__ = "experiment_exposures"
+    __table_args__ = (UniqueConstraint("experiment_id", "tenant_id", "subject"),)
+
+    id: Mapped[int] = mapped_column(BIG_ID, primary_key=True, autoincrement=True)
+    experiment_id: Mapped[int] = mapped_column(ForeignKey("experiments.id"))
+    tenant_id: Mapped[str] = mapped_column(String(32))
+    subject: Mapped[str] = mapped_column(String(256))
+    arm: Mapped[str] = mapped_column(String(64))
+    is_override: Mapped[bool] = mapped_column(Boolean)
+    at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class MeasuredRequestRow(Base):
+    """What was measured of one request under one arm. Without an exposure it had no subject.
+
+    Times are seconds. `error` and `finish_reason` are empty where there was none. `agreement` and
+    `served_logprob` compare a shadow's answer with the served one.
+    """
+
+    __tablename__ = "experiment_requests"
+    __table_args__ = (Index(None, "experiment_id", "request_id"),)
+
+    id: Mapped[int] = mapped_column(BIG_ID, primary_key=True, autoincrement=True)
+    experiment_id: Mapped[int] = mapped_column(ForeignKey("experiments.id"))
+    exposure_id: Mapped[int | None] = mapped_column(
+        ForeignKey("experiment_exposures.id"), index=True
+    )
+    tenant_id: Mapped[str] = mapped_column(String(32))
+    request_id: Mapped[str] = mapped_column(String(64))
+    arm: Mapped[str] = mapped_column(String(64))
+    is_shadow: Mapped[bool] = mapped_column(Boolean)
+    at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+    latency_s: Mapped[float] = mapped_column(Float)
+    ttft_s: Mapped[float | None] = mapped_column(Float)
+    num_tokens: Mapped[int] = mapped_column(Integer)
+    error: Mapped[str] = mapped_column(String(64))
+    finish_reason: Mapped[str] = mapped_column(String(16))
+    agreement: Mapped[float | None] = mapped_column(Float)
+    served_logprob: Mapped[float | None] = mapped_column(Float)
+
+
+class OutcomeRow(Base):
+    """A number that a caller reported of a subject or of a request. `key` is the caller's own."""
+
+    __tablename__ = "experiment_outcomes"
+    __table_args__ = (UniqueConstraint("tenant_id", "key"),)
+
+    id: Mapped[int] = mapped_column(BIG_ID, primary_key=True, autoincrement=True)
+    experiment_id: Mapped[int] = mapped_column(ForeignKey("experiments.id"), index=True)
+    exposure_id: Mapped[int | None] = mapped_column(
+        ForeignKey("experiment_exposures.id"), index=True
+    )
+    request_row_id: Mapped[int | None] = mapped_column(ForeignKey("experiment_requests.id"))
+    tenant_id: Mapped[str] = mapped_column(String(32))
+    key: Mapped[str] = mapped_column(String(128))
+    metric: Mapped[str] = mapped_column(String(64))
+    value: Mapped[float] = mapped_column(Float)
+    at: Mapped[datetime] = mapped_column(UtcDateTime)

@@ -6,10 +6,15 @@ from enum import Enum
 
 from taskmix_composer.mix import Mix
 from taskmix_composer.recipe import Recipe
+from taskmix_server.domain.limits import (
+    MAX_COMPLETIONS,
+    MAX_MESSAGES,
+    MAX_PROMPT_TOKENS,
+    check_count,
+    check_stop,
+    check_text,
+)
 from taskmix_server.errors import InvalidRequestError
-
-MAX_COMPLETIONS = 128
-MAX_STOP_STRINGS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +91,7 @@ class SamplingOptions:
             raise InvalidRequestError(f"top_k must be 0 (all) or more, got {self.top_k}")
         if not 1 <= self.n <= MAX_COMPLETIONS:
             raise InvalidRequestError(f"n must be in [1, {MAX_COMPLETIONS}], got {self.n}")
-        if len(self.stop) > MAX_STOP_STRINGS or not all(self.stop):
-            raise InvalidRequestError(
-                f"stop takes at most {MAX_STOP_STRINGS} texts, none of them empty"
-            )
+        check_stop(self.stop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,15 @@ class GenerationRequest:
     target: Target
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     priority: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.prompt, str):
+            check_text(len(self.prompt))
+            return
+        turns = [turn for turn in self.prompt if isinstance(turn, ChatMessage)]
+        check_count(len(turns), MAX_MESSAGES, "messages")
+        check_text(sum(len(turn.role) + len(turn.content) for turn in turns))
+        check_count(len(self.prompt), MAX_PROMPT_TOKENS, "token ids")
 
 
 class FinishReason(Enum):

@@ -1,6 +1,6 @@
 """What the server needs of an engine."""
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,7 +12,7 @@ from taskmix_server.telemetry.requests import Phases
 @dataclass(frozen=True, slots=True)
 class EngineChunk:
     """New tokens of one request. Counts are totals so far; finished on its last chunk, which may
-    say when the engine worked on it."""
+    say when the engine worked on it, and which tokens the prompt had."""
 
     completions: tuple[Completion, ...]
     num_prompt_tokens: int
@@ -20,15 +20,21 @@ class EngineChunk:
     prompt_logprobs: tuple[float, ...]
     is_finished: bool
     phases: Phases | None = None
+    prompt_token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """How busy the engine is. `used_kv_blocks` counts blocks that requests in flight hold."""
+    """How busy the engine is after a step.
+
+    used_kv_blocks: blocks that requests in flight hold. finished: the id of its request for each
+    answer that ended with the step.
+    """
 
     num_running: int
     num_waiting: int
     used_kv_blocks: int
+    finished: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +61,10 @@ class DeltaMemory:
     steps_added: int = 0
 
 
+WaitTurn = Callable[[int], Awaitable[int]]
+"""Told how many tokens a prompt has, waits until it may run; its priority, lower first."""
+
+
 class Engine(Protocol):
     """Runs tokens under registered variants. Tasks are named by content digest."""
 
@@ -63,13 +73,14 @@ class Engine(Protocol):
         shares with others. Repeating it is harmless."""
 
     async def unload_task(self, digest: str) -> None:
-        """Let a task's deltas go. No registered variant may name it."""
+        """Let a task's deltas go, which is done where the engine has died. No registered variant
+        may name it."""
 
     async def register_variant(self, variant: Variant) -> None:
         """Make a variant servable; its tasks are loaded. Repeating it is harmless."""
 
     async def forget_variant(self, variant: Variant) -> None:
-        """Drop a variant that no request in flight uses."""
+        """Drop a variant that no request in flight uses; done where the engine has died."""
 
     async def memory(self) -> DeltaMemory:
         """What deltas take in the engine now."""
@@ -80,7 +91,7 @@ class Engine(Protocol):
         prompt: Prompt,
         sampling: SamplingOptions,
         variant: Variant,
-        priority: int,
+        turn: WaitTurn,
         cache_salt: str | None,
     ) -> AsyncGenerator[EngineChunk]:
         """Run a request; closing the iterator stops its work.
@@ -93,7 +104,16 @@ class Engine(Protocol):
 
     @property
     def is_healthy(self) -> bool:
-        """False once the engine has died."""
+        """False once the engine has died, until it was started again."""
+
+    async def died(self) -> None:
+        """Return once the engine has died. Requests and calls under way end by themselves."""
+
+    async def restart(self) -> None:
+        """Start an engine that has died again: it holds no task and knows no variant.
+
+        Raises UnavailableError if it does not start.
+        """
 
     async def close(self) -> None:
         """End the engine's processes."""

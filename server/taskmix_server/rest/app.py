@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterable
-from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
 from typing import Any
 
@@ -13,10 +12,12 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from taskmix_server.engine.vllm.engine import VllmEngine
 from taskmix_server.rest.access import AccessMiddleware, call_name, caller
 from taskmix_server.rest.generation import GenerationRoute
+from taskmix_server.rest.openai_app import frozen_heap
 from taskmix_server.rest.status import json_error
 from taskmix_server.runtime.tasks import TaskState
 from taskmix_server.services.services import Services
@@ -26,14 +27,14 @@ GENERATION_PATHS = ("/v1/completions", "/v1/chat/completions")
 
 
 def build_app(
-    vllm_app: Any,
+    openai_app: ASGIApp,
     services: Services,
     engine: VllmEngine,
     base_name: str,
 ) -> Starlette:
-    """Our routes, with vLLM's app behind the generation routes only."""
+    """Our routes, with vLLM's app `openai_app` behind the generation routes only."""
     inference, bank = services.inference, services.bank
-    generation = GenerationRoute(vllm_app, inference, engine, base_name)
+    generation = GenerationRoute(openai_app, inference, engine, base_name)
     started_s = int(time.time())
 
     async def list_models(request: Request) -> Response:
@@ -47,19 +48,15 @@ def build_app(
         )
 
     async def is_ready(request: Request) -> Response:
-        ready = engine.is_healthy and not inference.state.is_draining
-        status = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE
-        return PlainTextResponse("ready\n" if ready else "not ready\n", status)
+        if not inference.is_ready:
+            return PlainTextResponse("not ready\n", HTTPStatus.SERVICE_UNAVAILABLE)
+        return PlainTextResponse("ready\n")
 
     async def metrics(request: Request) -> Response:
         """Prometheus text: ours and vLLM's."""
         await bank.tasks.memory.refresh()
         body = prometheus_client.generate_latest()
         return Response(body, media_type=prometheus_client.CONTENT_TYPE_LATEST)
-
-    def lifespan(app: Starlette) -> AbstractAsyncContextManager[None]:
-        context: AbstractAsyncContextManager[None] = vllm_app.router.lifespan_context(vllm_app)
-        return context
 
     routes = [
         *(Route(path, generation, methods=["POST"]) for path in GENERATION_PATHS),
@@ -73,7 +70,7 @@ def build_app(
         routes=routes,
         middleware=[Middleware(AccessMiddleware, services.access)],
         exception_handlers={HTTPException: refuse_route},
-        lifespan=lifespan,
+        lifespan=frozen_heap,
     )
     app.router.redirect_slashes = False
     return app

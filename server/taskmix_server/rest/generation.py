@@ -2,21 +2,26 @@
 
 import json
 import logging
-import math
 import uuid
 from contextlib import AsyncExitStack
 from http import HTTPStatus
-from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from taskmix_composer.errors import ComposerError
 from taskmix_composer.recipe import mix_from_json
-from taskmix_server.domain.generation import MAX_COMPLETIONS, ExperimentTarget, Target
+from taskmix_server.domain.generation import ExperimentTarget, Target
 from taskmix_server.domain.variant import Variant
 from taskmix_server.engine.vllm.engine import VllmEngine
-from taskmix_server.errors import InternalError, InvalidRequestError, ServingError
+from taskmix_server.errors import (
+    InternalError,
+    InvalidRequestError,
+    ServingError,
+)
 from taskmix_server.rest.access import caller
+from taskmix_server.rest.body import Body, parse_body, read_body
+from taskmix_server.rest.bounds import check_bounds
+from taskmix_server.rest.limits import ask_of, limited, unless_refused
 from taskmix_server.rest.models import RESOLVED, ResolvedModel
 from taskmix_server.rest.status import CLIENT_CLOSED, error_response, json_error, status_name
 from taskmix_server.services.inference import InferenceService, check_head
@@ -25,8 +30,6 @@ from taskmix_server.telemetry.requests import TRACE_HEADERS, RequestRecord
 from taskmix_server.tenancy.principal import Principal
 
 logger = logging.getLogger(__name__)
-
-MAX_BODY_BYTES = 16 * 2**20
 
 REPLACED_HEADERS = frozenset(
     (
@@ -37,7 +40,6 @@ REPLACED_HEADERS = frozenset(
     )
 )
 
-Body = dict[str, Any]
 EXPECTED = (ServingError, ComposerError)
 
 
@@ -74,22 +76,26 @@ class GenerationRoute:
         self, scope: Scope, receive: Receive, reply: "Reply", record: RequestRecord
     ) -> None:
         body = parse_body(await read_body(receive))
-        check_n(body)
+        check_bounds(body)
         name = model_name(body) or self._base_name
         principal = caller(scope)
         async with AsyncExitStack() as held:
+            ticket = held.enter_context(self._inference.admitted(principal, ask_of(body)))
+            body = limited(body, scope["path"], principal.tenant.limits)
             target = await self._target(body, name, principal)
-            lease = self._inference.lease(target, principal, record)
-            variant, arm = await held.enter_async_context(lease)
+            lease = self._inference.lease(target, principal, record, ticket)
+            variant = await held.enter_async_context(lease)
             check_head(variant, wants_prompt_logprobs=wants_prompt_logprobs(body))
-            resolved = ResolvedModel(name, self._engine.lora_request(variant), record)
+            resolved = ResolvedModel(name, self._engine.lora_request(variant), record, ticket)
             held.callback(RESOLVED.reset, RESOLVED.set(resolved))
             raw = json.dumps(for_vllm(body, name, principal.cache_salt)).encode()
             await self._inner(
                 rewritten(scope, len(raw), record.request_id),
                 replayed(raw, reply.watched(receive)),
-                tagged(reply, variant, arm),
+                unless_refused(tagged(reply, variant, record), ticket),
             )
+            if ticket.refusal is not None:
+                raise ticket.refusal
 
     async def _target(self, body: Body, name: str, principal: Principal) -> Target:
         structured = body.pop("task_mix", None)
@@ -145,24 +151,6 @@ def new_record(scope: Scope) -> RequestRecord:
     return RequestRecord(uuid.uuid4().hex, "http", caller(scope).name, carrier=carrier)
 
 
-def parse_body(raw: bytes) -> Body:
-    """The request's JSON object, or InvalidRequestError."""
-    try:
-        body = json.loads(raw, parse_float=_finite, parse_constant=_finite)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequestError(f"the body is not JSON: {error}") from None
-    if not isinstance(body, dict):
-        raise InvalidRequestError("the body must be a JSON object")
-    return body
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text} is not a finite number")
-    return number
-
-
 def model_name(body: Body) -> str:
     """What the body names as `model`; empty if nothing."""
     name = body.get("model")
@@ -173,13 +161,6 @@ def model_name(body: Body) -> str:
     if any("\ud800" <= character <= "\udfff" for character in name):
         raise InvalidRequestError("model must be text: it has half of a surrogate pair")
     return name
-
-
-def check_n(body: Body) -> None:
-    """Hold `n` to the server's own limit, which is far below vLLM's."""
-    n = body.get("n")
-    if n is not None and not (isinstance(n, int) and 1 <= n <= MAX_COMPLETIONS):
-        raise InvalidRequestError(f"n must be an integer in [1, {MAX_COMPLETIONS}], got {n!r:.40}")
 
 
 def for_vllm(body: Body, name: str, cache_salt: str | None) -> Body:
@@ -193,20 +174,6 @@ def wants_prompt_logprobs(body: Body) -> bool:
     """Whether vLLM would compute log-probabilities of the prompt (`echo` returns them too)."""
     echoed = bool(body.get("echo")) and body.get("logprobs") is not None
     return body.get("prompt_logprobs") is not None or echoed
-
-
-async def read_body(receive: Receive) -> bytes:
-    """The whole body, bounded."""
-    chunks = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise InvalidRequestError("the caller went away before the request was complete")
-        chunks += message.get("body", b"")
-        if len(chunks) > MAX_BODY_BYTES:
-            raise InvalidRequestError(f"the body has more than {MAX_BODY_BYTES} bytes")
-        if not message.get("more_body", False):
-            return bytes(chunks)
 
 
 def replayed(raw: bytes, receive: Receive) -> Receive:
@@ -227,12 +194,13 @@ def rewritten(scope: Scope, num_bytes: int, request_id: str) -> Scope:
     return {**scope, "headers": [*headers, *own]}
 
 
-def tagged(send: Send, variant: Variant, arm: str) -> Send:
+def tagged(send: Send, variant: Variant, record: RequestRecord) -> Send:
     """A `send` that adds what answered to the response's headers."""
     identity = {
         b"x-taskmix-digest": variant.digest,
         b"x-taskmix-bank": variant.bank_revision,
-        b"x-taskmix-arm": arm,
+        b"x-taskmix-arm": record.arm,
+        b"x-taskmix-request": record.request_id,
     }
     extra = [(name, value.encode()) for name, value in identity.items() if value]
 

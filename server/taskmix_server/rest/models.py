@@ -11,17 +11,19 @@ from typing import Any
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 
 from taskmix_server.engine.vllm.compat import LoRARequest
+from taskmix_server.runtime.tickets import Ticket
 from taskmix_server.telemetry.requests import RequestRecord
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedModel:
-    """What the caller wrote as `model`, the LoRA request that carries its variant, and the record
-    of the request."""
+    """What the caller wrote as `model`, the LoRA request that carries its variant, the record of
+    the request, and the ticket with which it was let in."""
 
     name: str
     lora_request: LoRARequest | None
     record: RequestRecord
+    ticket: Ticket
 
 
 RESOLVED: ContextVar[ResolvedModel] = ContextVar("taskmix_resolved_model")

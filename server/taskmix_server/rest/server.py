@@ -1,59 +1,59 @@
-"""vLLM's OpenAI app bound to our engine, and the uvicorn server that carries it."""
+"""The HTTP app on the uvicorn server that carries it."""
 
 import asyncio
 import socket
-from argparse import Namespace
-from typing import Any
 
 import uvicorn
-from vllm.entrypoints.launchers.api_server.app_state import init_app_state
-from vllm.entrypoints.launchers.app import build_app as build_vllm_app
 from vllm.entrypoints.launchers.launcher import NoSignalServer
 
+from taskmix_server.domain.limits import MAX_HEAD_BYTES
 from taskmix_server.engine.vllm.engine import VllmEngine
 from taskmix_server.errors import FailedPreconditionError, UnavailableError
 from taskmix_server.rest.app import build_app
-from taskmix_server.rest.models import ResolvedModels
-from taskmix_server.rest.observed import ObservedClient
+from taskmix_server.rest.connection import KEEP_ALIVE_S, BoundedConnection
+from taskmix_server.rest.openai_app import OpenAiApp
 from taskmix_server.rest.tls import tls_factory
 from taskmix_server.runtime.certificates import CertificateFiles
 from taskmix_server.services.services import Services
 
 START_POLL_S = 0.01
+SEND_BUFFER_BYTES = 2**16
 
 
 class HttpEdge:
     """Serves the HTTP app until it is stopped."""
 
-    def __init__(self, server: NoSignalServer) -> None:
+    def __init__(self, server: NoSignalServer, openai_app: OpenAiApp) -> None:
         self._server = server
+        self._openai_app = openai_app
         self._serving: asyncio.Task[None] | None = None
 
     @classmethod
     async def create(
         cls,
         engine: VllmEngine,
-        arguments: Namespace,
         services: Services,
         base_name: str,
         certificate: CertificateFiles | None,
     ) -> "HttpEdge":
-        """`arguments` are those of `vllm serve`, which its app reads in about sixty places."""
-        client: Any = engine.client
-        tasks = await client.get_supported_tasks()
-        vllm_app = build_vllm_app(arguments, tasks, client.model_config)
-        await init_app_state(ObservedClient(client), vllm_app.state, arguments, tasks)
-        ResolvedModels.take_over(vllm_app.state.openai_serving_models)
-        app = build_app(vllm_app, services, engine, base_name)
+        """An edge that does not listen yet."""
+        openai_app = OpenAiApp(engine)
+        await openai_app.bind()
         config = uvicorn.Config(
-            app,
+            build_app(openai_app, services, engine, base_name),
+            http=BoundedConnection,
+            ws="none",
             log_config=None,
             access_log=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             ssl_context_factory=tls_factory(certificate) if certificate else None,
         )
-        server = NoSignalServer(config)
-        vllm_app.state.server = server
-        return cls(server)
+        return cls(NoSignalServer(config), openai_app)
+
+    async def follow_engine(self) -> None:
+        """Serve from the engine's client of now: it was started again."""
+        await self._openai_app.bind()
 
     async def start(self, host: str, port: int) -> int:
         """Listen; port 0 picks a free one. Returns the port."""
@@ -78,8 +78,10 @@ class HttpEdge:
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Of each connection; the kernel would take megabytes for a reader who has stopped.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     try:
         listener.bind((host, port))
         listener.listen()  # callers who read the ready line may connect before uvicorn accepts

@@ -14,24 +14,50 @@ from taskmix.v1 import (
     admin_pb2_grpc,
     bank_pb2,
     bank_pb2_grpc,
+    experiments_pb2,
+    experiments_pb2_grpc,
     inference_pb2,
     inference_pb2_grpc,
 )
+from taskmix_server.domain.limits import MAX_HEAD_BYTES, MAX_REQUEST_BYTES
 from taskmix_server.errors import FailedPreconditionError
 from taskmix_server.rpc.access import AccessInterceptor
 from taskmix_server.rpc.admin import AdminServicer
 from taskmix_server.rpc.bank import BankServicer
+from taskmix_server.rpc.experiments import ExperimentServicer
 from taskmix_server.rpc.inference import InferenceServicer
+from taskmix_server.rpc.reading import ReadingInterceptor
 from taskmix_server.runtime.certificates import CertificateFiles
 from taskmix_server.services.services import Services
 from taskmix_server.tenancy.rules import check_covered
 
-MAX_MESSAGE_BYTES = 16 * 2**20
+MAX_STREAMS = 1024
+IDLE_S = 300.0
+KEEP_ALIVE_S = 30.0
+KEEP_ALIVE_ANSWER_S = 10.0
+MAX_AGE_S = 3600.0
 HEALTH_POLL_S = 1.0
+
+OPTIONS = (
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
+    ("grpc.max_metadata_size", MAX_HEAD_BYTES),
+    ("grpc.absolute_max_metadata_size", MAX_HEAD_BYTES),
+    ("grpc.max_concurrent_streams", MAX_STREAMS),
+    ("grpc.max_connection_idle_ms", round(IDLE_S * 1000)),
+    # A peer that is gone or has stopped does not answer, and what it left open goes with it.
+    ("grpc.keepalive_time_ms", round(KEEP_ALIVE_S * 1000)),
+    ("grpc.keepalive_timeout_ms", round(KEEP_ALIVE_ANSWER_S * 1000)),
+    # Callers are told to connect anew, and have as long again to finish what they started.
+    ("grpc.max_connection_age_ms", round(MAX_AGE_S * 1000)),
+    ("grpc.max_connection_age_grace_ms", round(MAX_AGE_S * 1000)),
+)
+"""Of a connection: how much it may send before it is looked at, and how long it may be idle."""
 
 SERVICES = (
     inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
     bank_pb2.DESCRIPTOR.services_by_name["BankService"].full_name,
+    experiments_pb2.DESCRIPTOR.services_by_name["ExperimentService"].full_name,
     admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name,
 )
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
@@ -42,9 +68,8 @@ class GrpcEdge:
 
     def __init__(self, services: Services, certificate: CertificateFiles | None = None) -> None:
         check_covered(methods((*SERVICES, HEALTH, reflection.SERVICE_NAME)))
-        options = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.so_reuseport", 0)]
-        interceptor = AccessInterceptor(services.access)
-        self._server = grpc.aio.server(interceptors=[interceptor], options=options)
+        interceptors = (ReadingInterceptor(), AccessInterceptor(services.access))
+        self._server = grpc.aio.server(interceptors=interceptors, options=OPTIONS)
         self._certificate = certificate
         self._health = HealthServicer()
         self._inference = services.inference
@@ -53,6 +78,9 @@ class GrpcEdge:
             InferenceServicer(services.inference), self._server
         )
         bank_pb2_grpc.add_BankServiceServicer_to_server(BankServicer(services.bank), self._server)
+        experiments_pb2_grpc.add_ExperimentServiceServicer_to_server(
+            ExperimentServicer(services.experiments), self._server
+        )
         admin_pb2_grpc.add_AdminServiceServicer_to_server(
             AdminServicer(services.tenants), self._server
         )
@@ -70,7 +98,7 @@ class GrpcEdge:
             ) from error
         await self._server.start()
         await self.set_serving(is_serving=True)
-        self._watch = asyncio.create_task(self._follow_engine())
+        self._watch = asyncio.create_task(self._follow_readiness())
         return bound
 
     def _bind(self, address: str) -> int:
@@ -84,11 +112,15 @@ class GrpcEdge:
         for name in ("", *SERVICES):
             await self._health.set(name, state.SERVING if is_serving else state.NOT_SERVING)
 
-    async def _follow_engine(self) -> None:
-        """Health checks fail once the engine has died."""
-        while self._inference.engine.is_healthy:  # noqa: ASYNC110 - vLLM has a flag, no event
+    async def _follow_readiness(self) -> None:
+        """Health checks fail from the engine's death until it is back."""
+        was_ready = True
+        while True:
             await asyncio.sleep(HEALTH_POLL_S)
-        await self.set_serving(is_serving=False)
+            is_ready = self._inference.is_ready
+            if is_ready != was_ready:
+                await self.set_serving(is_serving=is_ready)
+            was_ready = is_ready
 
     async def stop(self, grace_s: float) -> None:
         """Close the port and wait for open calls, at most `grace_s`."""

@@ -44,6 +44,7 @@ STATUS: Mapping[type[Exception], StatusCode] = {
 }
 
 OK_STATUS = StatusCode.OK.name
+ABORT_S = 1.0
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -59,12 +60,23 @@ async def reported(context: Context, request_id: str = "") -> AsyncIterator[str]
     try:
         yield request_id
     except (serving.ServingError, composer.ComposerError) as error:
-        await context.abort(STATUS[type(error)], _message(error, request_id), _metadata(error))
+        await _abort(context, STATUS[type(error)], _message(error, request_id), _metadata(error))
     except Exception as error:
         if isinstance(error, grpc.aio.AbortError):
             raise
         logger.exception("request %s failed", request_id)
-        await context.abort(StatusCode.INTERNAL, f"internal error (request {request_id})")
+        await _abort(context, StatusCode.INTERNAL, f"internal error (request {request_id})")
+
+
+async def _abort(
+    context: Context, code: StatusCode, message: str, metadata: tuple[tuple[str, str], ...] = ()
+) -> None:
+    """End the call, without waiting for a caller who does not read what was sent before."""
+    try:
+        async with asyncio.timeout(ABORT_S):
+            await context.abort(code, message, metadata)
+    except TimeoutError:
+        raise grpc.aio.AbortError from None  # the status stays queued behind those messages
 
 
 def status_name(context: Context, error: BaseException) -> str:

@@ -6,10 +6,14 @@ from contextlib import contextmanager, suppress
 
 
 class ServerState:
-    """Whether new work is taken, and whether any is in flight. One event loop only."""
+    """Whether new work is taken, and whether any is in flight. One event loop only.
+
+    is_restoring: what an engine held that has died is not all back yet.
+    """
 
     def __init__(self) -> None:
         self.is_draining = False
+        self.is_restoring = False
         self._num_in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()

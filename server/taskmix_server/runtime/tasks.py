@@ -6,23 +6,26 @@ last of them.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from pathlib import Path
 
 from taskmix_composer.bank import Bank
+from taskmix_composer.bank.latest import LatestBank
 from taskmix_composer.bank.records import EntryRecord
 from taskmix_composer.checkpoint import HEAD
-from taskmix_composer.errors import BaseMismatchError, UnknownTaskError
+from taskmix_composer.errors import ComposerError, UnknownTaskError
 from taskmix_composer.mix import Mix
 from taskmix_server.engine.base import Engine
-from taskmix_server.errors import NotFoundError
+from taskmix_server.errors import NotFoundError, ServingError, UnavailableError
 from taskmix_server.runtime.changes import Changes
 from taskmix_server.runtime.memory import MemoryReading
 from taskmix_server.telemetry.outcomes import FAILED, OK
+
+logger = logging.getLogger(__name__)
 
 
 class TaskState(Enum):
@@ -78,9 +81,9 @@ class TaskRegistry:
     `bank` is the bank as it was read last.
     """
 
-    def __init__(self, bank_path: Path, bank: Bank, engine: Engine) -> None:
+    def __init__(self, bank: Bank, engine: Engine) -> None:
         self.bank = bank
-        self._bank_path = bank_path
+        self._latest = LatestBank(bank)
         self._engine = engine
         self._current: dict[str, str] = {}  # task name -> digest that new requests get
         self._held: dict[str, _Held] = {}  # by digest
@@ -101,6 +104,14 @@ class TaskRegistry:
     async def unload(self, name: str, allows: Allows = everything) -> TaskStatus:
         """Refuse new requests for a task and let it go when the last one in flight ends."""
         return await self._changes.run(lambda: self._unload(name, allows))
+
+    async def restore(self) -> None:
+        """Load what the names mean into an engine that holds nothing.
+
+        What the bank does not have any more is given up: no name may mean other content unasked.
+        Raises UnavailableError if the engine died again.
+        """
+        await self._changes.run(self._restore)
 
     def digests(self, mix: Mix, allows: Allows = everything) -> Mapping[str, str]:
         """The content that each task of a mix means now.
@@ -175,12 +186,7 @@ class TaskRegistry:
         return TaskState.UNLOADING if held is not None else TaskState.ON_DISK
 
     async def _load(self, name: str, allows: Allows) -> TaskStatus:
-        bank = await asyncio.to_thread(Bank.open, self._bank_path)
-        if bank.base != self.bank.base:
-            raise BaseMismatchError(
-                f"{self._bank_path} now holds a bank of another base; restart the server with "
-                "that base, or put the bank back"
-            )
+        bank = await asyncio.to_thread(self._latest.open)
         check_known((name,), bank.entries, allows)
         entry = bank.entry(name)
         previous = self._current.get(name)
@@ -192,6 +198,17 @@ class TaskRegistry:
         if previous is not None:
             await self._retire_unused(previous)
         return self.status(name)
+
+    async def _restore(self) -> None:
+        for name, digest in sorted(self._current.items()):
+            try:
+                await self._load_content(name, digest)
+            except UnavailableError:
+                raise
+            except (ComposerError, ServingError, OSError) as error:
+                logger.error("task %s is not served any more: %s", name, error)
+                del self._current[name]
+                await self._retire_unused(digest)
 
     async def _load_content(self, name: str, digest: str) -> int:
         self._loading.add(name)

@@ -69,6 +69,10 @@ class VariantCache:
             planes=planes,
         )
 
+    async def forget_all(self) -> None:
+        """Know no variant any more: the engine that did has died."""
+        await self._changes.run(self._clear)
+
     def __len__(self) -> int:
         return len(self._ready)
 
@@ -90,6 +94,9 @@ class VariantCache:
         *older, _ = self._ready.items()
         idle = [digest for digest, ready in older if ready.num_users == 0]
         return idle[: max(0, len(self._ready) - self._max_variants)]
+
+    async def _clear(self) -> None:
+        self._ready.clear()
 
     async def _forget_users_of(self, entry_digest: str) -> None:
         users = [

@@ -2,9 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import (
+    AsyncExitStack,
+    aclosing,
+    asynccontextmanager,
+    contextmanager,
+)
 from dataclasses import dataclass, replace
+from functools import partial
 
 from taskmix_composer.mix import Mix, Term
 from taskmix_composer.recipe import Recipe, parse_mix
@@ -17,18 +23,28 @@ from taskmix_server.domain.generation import (
     Identity,
     NamedMix,
     Target,
-    Timings,
-    Usage,
 )
 from taskmix_server.domain.variant import Variant
-from taskmix_server.engine.base import Engine, EngineChunk
-from taskmix_server.errors import InvalidRequestError, NotFoundError, UnavailableError
+from taskmix_server.engine.base import Engine, EngineChunk, WaitTurn
+from taskmix_server.errors import (
+    InvalidRequestError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+from taskmix_server.runtime.admission import Admission, Ask
+from taskmix_server.runtime.arms import Assigned
+from taskmix_server.runtime.copies import Copy
+from taskmix_server.runtime.costs import TokenCosts
+from taskmix_server.runtime.experiments import Experiments
 from taskmix_server.runtime.mixes import NamedMixStore
 from taskmix_server.runtime.recipes import RecipeExpander
+from taskmix_server.runtime.shadows import Shadows
 from taskmix_server.runtime.state import ServerState
+from taskmix_server.runtime.tickets import Ticket
 from taskmix_server.runtime.variants import VariantCache
+from taskmix_server.services.pieces import advance, joined, totals
 from taskmix_server.telemetry.labels import BASE, INLINE
-from taskmix_server.telemetry.requests import EngineRun, Report, RequestRecord
+from taskmix_server.telemetry.requests import Report, RequestRecord
 from taskmix_server.tenancy.principal import Principal
 
 
@@ -36,7 +52,9 @@ from taskmix_server.tenancy.principal import Principal
 class InferenceService:
     """Answers generation requests; both edges lease their variants here.
 
-    report: told of each request that an edge observed, when it has ended.
+    report: told of each request that an edge observed, when it has ended. costs: what a token of a
+    variant counts for its tenant. experiments: which arm answers whom. shadows: who
+    answers copies, when no request is there.
     """
 
     engine: Engine
@@ -45,6 +63,10 @@ class InferenceService:
     mixes: NamedMixStore
     state: ServerState
     report: Report
+    admission: Admission
+    costs: TokenCosts
+    experiments: Experiments
+    shadows: Shadows
 
     async def generate(
         self,
@@ -67,7 +89,7 @@ class InferenceService:
         assert identity is not None, "the first chunk names what answered"
         assert usage is not None, "the last chunk counts tokens"
         assert timings is not None, "the last chunk has the times"
-        completions = tuple(_joined(pieces[index]) for index in sorted(pieces))
+        completions = tuple(joined(pieces[index]) for index in sorted(pieces))
         return Generation(completions, prompt_logprobs, usage, timings, identity)
 
     async def stream(
@@ -78,51 +100,79 @@ class InferenceService:
     ) -> AsyncGenerator[GenerationChunk]:
         """Run a request piece by piece; closing the iterator stops the work in the engine."""
         record = record or RequestRecord(request.request_id)
-        async with self.lease(request.target, principal, record) as (variant, arm):
-            check_head(variant, wants_prompt_logprobs=request.sampling.prompt_logprobs)
+        ask, sampling = Ask(request.sampling.n, request.priority), request.sampling
+        async with AsyncExitStack() as held:
+            ticket = held.enter_context(self.admitted(principal, ask))
+            lease = self.lease(request.target, principal, record, ticket)
+            variant = await held.enter_async_context(lease)
+            check_head(variant, wants_prompt_logprobs=sampling.prompt_logprobs)
             identity: Identity | None = Identity(
                 request.request_id,
                 variant.digest,
                 variant.mix.canonical_json(),
                 variant.bank_revision,
-                arm,
+                record.arm,
             )
-            async with aclosing(self._run(request, variant, principal)) as chunks:
-                with record.run() as run:
-                    async for chunk in chunks:
-                        _advance(run, chunk)
-                        yield replace(_totals(chunk, run, record), identity=identity)
-                        identity = None
+            run = held.enter_context(record.run())
+            whole = ticket.turn(request.request_id, sampling.max_tokens, sampling.n)
+            turn, copy = held.enter_context(whole), ticket.take_copy()
+            async with aclosing(self._run(request, variant, principal, turn.wait)) as chunks:
+                async for chunk in chunks:
+                    advance(run, record, chunk)
+                    turn.count(run.num_prompt_tokens, run.num_output_tokens)
+                    _copy(chunk, request, copy)
+                    yield replace(totals(chunk, run, record), identity=identity)
+                    identity = None
 
     def _run(
-        self, request: GenerationRequest, variant: Variant, principal: Principal
+        self, request: GenerationRequest, variant: Variant, principal: Principal, turn: WaitTurn
     ) -> AsyncGenerator[EngineChunk]:
         return self.engine.generate(
             request.request_id,
             request.prompt,
             request.sampling,
             variant,
-            request.priority,
+            turn,
             principal.cache_salt,
         )
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are taken."""
+        return self.is_engine_up and not self.state.is_draining
+
+    @property
+    def is_engine_up(self) -> bool:
+        """Whether the engine answers, with all that it is to hold."""
+        return self.engine.is_healthy and not self.state.is_restoring
+
+    @contextmanager
+    def admitted(self, principal: Principal, ask: Ask) -> Iterator[Ticket]:
+        """Let a request in before anything is done for it, or say when to come back."""
+        self._check_ready()
+        with self.admission.admitted(principal, ask) as ticket, self.shadows.aside():
+            yield ticket
+
     @asynccontextmanager
     async def lease(
-        self, target: Target, principal: Principal, record: RequestRecord
-    ) -> AsyncIterator[tuple[Variant, str]]:
-        """The variant of a target and the arm it came from, servable inside the block.
+        self, target: Target, principal: Principal, record: RequestRecord, ticket: Ticket
+    ) -> AsyncIterator[Variant]:
+        """The variant of a target, servable inside the block; the record says what it came from.
 
         Raises PermissionDeniedError for what the caller may not write; what it may not use is as
         unknown as what is not there.
         """
-        if self.state.is_draining:
-            raise UnavailableError("the server is shutting down; send the request elsewhere")
-        if not self.engine.is_healthy:
-            raise UnavailableError("the engine is down; try again later")
-        mix, arm = await self._resolve(target, principal)
+        mix, assigned = await self._resolve(target, principal, record.request_id)
         async with self.variants.lease(mix, principal.may_use_task) as variant:
-            record.resolve(mix_label(target, mix), mix.tasks, variant.digest, arm)
-            yield variant, arm
+            if assigned is not None:
+                assigned.check_content(variant.digest)
+                record.watchers.append(partial(self.experiments.observe, assigned))
+                if assigned.shadows:
+                    ticket.copy = Copy(principal.cache_salt)
+                    record.watchers.append(partial(self.shadows.offer, ticket.copy, assigned))
+            record.resolve(mix_label(target, mix), mix.tasks, variant.digest, _label(assigned))
+            ticket.cost_per_token = self.costs.of(variant)
+            yield variant
 
     @asynccontextmanager
     async def observed(
@@ -134,10 +184,12 @@ class InferenceService:
                 yield record
         except BaseException as error:
             record.error, record.status = type(error).__name__, status_of(error)
+            record.limit = error.reason if isinstance(error, ResourceExhaustedError) else ""
             raise
         finally:
             record.ended_s = time.monotonic()
-            self.report(record)
+            for tell in (self.report, *record.watchers):
+                tell(record)
 
     async def find(self, model: str, base_name: str, principal: Principal) -> Target:
         """What an OpenAI `model` name means: base, registered mix, experiment, or expression."""
@@ -149,18 +201,27 @@ class InferenceService:
             return ExperimentTarget(model.removeprefix("experiment:"), subject="")
         return parse_mix(model)
 
-    async def _resolve(self, target: Target, principal: Principal) -> tuple[Mix, str]:
+    def _check_ready(self) -> None:
+        if self.state.is_draining:
+            raise UnavailableError("the server is shutting down; send the request elsewhere")
+        if not self.is_engine_up:
+            raise UnavailableError("the engine stopped and is started again; retry in a while")
+
+    async def _resolve(
+        self, target: Target, principal: Principal, request_id: str
+    ) -> tuple[Mix, Assigned | None]:
         match target:
             case NamedMix(name):
                 record = await asyncio.to_thread(self.mixes.get, name, principal.may_use_mix)
-                return record.mix, ""
-            case ExperimentTarget(name):
-                raise NotFoundError(f"no experiment is named {name!r}")
+                return record.mix, None
+            case ExperimentTarget(name, subject):
+                assigned = await self.experiments.assign(name, subject, request_id, principal)
+                return assigned.mix, assigned
             case Mix() | Recipe():
                 principal.check_written(target)
                 mix = await self.recipes.expand(target, principal.may_use_task)
                 principal.check_written(mix)  # a method may come to negative coefficients
-                return mix, ""
+                return mix, None
 
 
 def check_head(variant: Variant, *, wants_prompt_logprobs: bool) -> None:
@@ -176,6 +237,21 @@ def check_head(variant: Variant, *, wants_prompt_logprobs: bool) -> None:
         )
 
 
+def _copy(chunk: EngineChunk, request: GenerationRequest, copy: Copy | None) -> None:
+    """Let a copy hear what is new in the first answer."""
+    if copy is None:
+        return
+    for piece in chunk.completions:
+        if piece.index == 0:
+            copy.hear(piece.token_ids)
+    if chunk.is_finished:
+        copy.end(chunk.prompt_token_ids, request.sampling)
+
+
+def _label(assigned: Assigned | None) -> str:
+    return assigned.label if assigned else ""
+
+
 def mix_label(target: Target, mix: Mix) -> str:
     """What stands for a mix in labels: its registered name, its task if it is that and no more."""
     if isinstance(target, NamedMix):
@@ -184,31 +260,3 @@ def mix_label(target: Target, mix: Mix) -> str:
         return BASE
     is_task = mix.terms == (Term(mix.tasks[0]),)
     return mix.tasks[0] if is_task else INLINE
-
-
-def _advance(run: EngineRun, chunk: EngineChunk) -> None:
-    run.num_prompt_tokens = chunk.num_prompt_tokens
-    run.num_cached_tokens = chunk.num_cached_tokens
-    tokens = {piece.index: len(piece.token_ids) for piece in chunk.completions}
-    run.advance(time.monotonic(), tokens, chunk.phases)
-
-
-def _totals(chunk: EngineChunk, run: EngineRun, record: RequestRecord) -> GenerationChunk:
-    """The chunk as a caller sees it, with usage and timings if it is the last."""
-    if not chunk.is_finished:
-        return GenerationChunk(chunk.completions, chunk.prompt_logprobs)
-    num_tokens = sum(run.num_tokens.values())
-    usage = Usage(chunk.num_prompt_tokens, num_tokens, chunk.num_cached_tokens)
-    total_s = time.monotonic() - record.started_s
-    timings = Timings(total_s if record.ttft_s is None else record.ttft_s, total_s)
-    return GenerationChunk(chunk.completions, chunk.prompt_logprobs, usage=usage, timings=timings)
-
-
-def _joined(pieces: list[Completion]) -> Completion:
-    return Completion(
-        index=pieces[0].index,
-        text="".join(piece.text for piece in pieces),
-        token_ids=tuple(token for piece in pieces for token in piece.token_ids),
-        logprobs=tuple(value for piece in pieces for value in piece.logprobs),
-        finish_reason=pieces[-1].finish_reason,
-    )

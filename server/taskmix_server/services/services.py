@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from taskmix_server.services.access import AccessService
 from taskmix_server.services.bank import BankService
+from taskmix_server.services.experiments import ExperimentService
 from taskmix_server.services.inference import InferenceService
 from taskmix_server.services.tenants import TenantService
 
@@ -16,3 +17,4 @@ class Services:
     inference: InferenceService
     bank: BankService
     tenants: TenantService
+    experiments: ExperimentService

@@ -79,6 +79,7 @@ def request_fields(record: RequestRecord) -> dict[str, str | int | float]:
         "arm": record.arm,
         "outcome": outcome_of(record.error)[0],
         "error": record.error,
+        "limit": record.limit,
         "status": record.status,
         "prompt_tokens": record.num_prompt_tokens,
         "cached_tokens": record.num_cached_tokens,

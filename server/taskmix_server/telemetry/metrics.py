@@ -5,10 +5,16 @@ from functools import partial
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
-from taskmix_server.telemetry.labels import MAX_TASKS, LabelPairs, LabelValues
-from taskmix_server.telemetry.outcomes import outcome_of
+from taskmix_server.telemetry.by_label import GaugeByLabel
+from taskmix_server.telemetry.labels import (
+    MAX_ARMS,
+    MAX_TASKS,
+    MAX_TENANTS,
+    LabelPairs,
+    LabelValues,
+)
+from taskmix_server.telemetry.outcomes import FAILED, OK, outcome_of
 from taskmix_server.telemetry.requests import RequestRecord
-from taskmix_server.telemetry.task_bytes import TaskBytes
 
 DELTA_MEMORY: Mapping[str, tuple[str, str]] = {
     "shared": ("taskmix_shared_bytes", "Bytes of vectors that tasks are coded over."),
@@ -34,8 +40,27 @@ GAUGES: Mapping[str, tuple[str, str]] = {
         "Bytes of the tasks' coded deltas in the engine.",
     ),
     "ready_variants": ("taskmix_ready_variants", "Mixes registered in the engine."),
-    "engine_up": ("taskmix_engine_up", "1 while the engine answers, 0 once it has died."),
+    "engine_up": (
+        "taskmix_engine_up",
+        "1 while the engine serves, 0 from its death until it is back.",
+    ),
 }
+
+GAUGES_BY_LABEL: Mapping[str, tuple[str, str, str, int]] = {
+    "task_bytes": (
+        "taskmix_task_resident_bytes",
+        "Bytes of a task's coded deltas in the engine.",
+        "task",
+        MAX_TASKS,
+    ),
+    "tenant_waiting": (
+        "taskmix_tenant_waiting",
+        "Answers of a tenant that wait for the engine.",
+        "tenant",
+        MAX_TENANTS,
+    ),
+}
+"""Name, description, label, and how many values of it have series of their own."""
 
 COUNTERS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
     "requests": (
@@ -63,6 +88,36 @@ COUNTERS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
         "taskmix_task_requests",
         "Generation requests whose mix has the task, ad-hoc mixes included.",
         ("task",),
+    ),
+    "engine_restarts": (
+        "taskmix_engine_restarts",
+        "Tries to start an engine again that had died, by outcome (ok or failed).",
+        ("outcome",),
+    ),
+    "experiment_drops": (
+        "taskmix_experiment_requests_dropped",
+        "Requests of experiments that were answered, and that their results lack.",
+        (),
+    ),
+    "arm_requests": (
+        "taskmix_arm_requests",
+        "Generation requests of experiments by EXPERIMENT@VERSION/ARM, - where no arm is counted.",
+        ("arm", "outcome"),
+    ),
+    "guardrail_checks": (
+        "taskmix_guardrail_checks",
+        "Checks of a running experiment against its rules, by outcome (ok or failed).",
+        ("outcome",),
+    ),
+    "guardrail_stops": (
+        "taskmix_guardrail_stops",
+        "Arms that were stopped for breaking a rule, by EXPERIMENT@VERSION/ARM.",
+        ("arm",),
+    ),
+    "shadows": (
+        "taskmix_shadows",
+        "Copies of requests for shadow arms: answered, failed, or dropped as busy or full.",
+        ("outcome",),
     ),
     "task_loads": (
         "taskmix_task_loads",
@@ -111,6 +166,7 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         self._pairs = LabelPairs()
         self._tasks = LabelValues(MAX_TASKS)
+        self._arms = LabelValues(MAX_ARMS)
         self._gauges = {
             key: Gauge(name, description, registry=registry)
             for key, (name, description) in GAUGES.items()
@@ -129,8 +185,14 @@ class Metrics:
         }
         for error in ("UnauthenticatedError", "PermissionDeniedError"):
             self._denials(error)  # from zero on, so that the first one is seen to grow
-        self._task_bytes = TaskBytes()
-        registry.register(self._task_bytes)
+        for outcome in (OK, FAILED):
+            self._counters["engine_restarts"].labels(outcome)
+            self._counters["guardrail_checks"].labels(outcome)
+        self._by_label = {
+            key: GaugeByLabel(*described) for key, described in GAUGES_BY_LABEL.items()
+        }
+        for gauge in self._by_label.values():
+            registry.register(gauge)
 
     def record_load(self, num_running: int, num_waiting: int, used_kv_blocks: int) -> None:
         """Called after each step of the engine."""
@@ -143,6 +205,26 @@ class Metrics:
         self._counters["task_loads"].labels(self._tasks.bounded(task), outcome).inc()
         self._histograms["task_load"].observe(seconds)
 
+    def record_engine_restart(self, outcome: str) -> None:
+        """Called after each try to start an engine that has died."""
+        self._counters["engine_restarts"].labels(outcome).inc()
+
+    def record_experiment_drops(self, num_requests: int) -> None:
+        """Called when what requests of experiments left could not be kept."""
+        self._counters["experiment_drops"].inc(num_requests)
+
+    def record_shadow(self, outcome: str) -> None:
+        """Called when a copy of a request was answered, has failed, or was dropped."""
+        self._counters["shadows"].labels(outcome).inc()
+
+    def record_guardrail_check(self, outcome: str) -> None:
+        """Called when a running experiment was held against its rules, or could not be."""
+        self._counters["guardrail_checks"].labels(outcome).inc()
+
+    def record_guardrail_stop(self, arm: str) -> None:
+        """Called when an arm, `NAME@VERSION/ARM`, was stopped for breaking a rule."""
+        self._counters["guardrail_stops"].labels(self._arms.bounded(arm)).inc()
+
     def record_denial(self, error: str) -> None:
         """Called when a call was not admitted, with the name of the error."""
         self._denials(error).inc()
@@ -154,9 +236,12 @@ class Metrics:
     def record_request(self, record: RequestRecord) -> None:
         """A `Report`: called when a generation request has ended, whatever became of it."""
         tenant = self._pairs.tenants.bounded(record.tenant)
-        self._counters["requests"].labels(record.edge, tenant, *outcome_of(record.error)).inc()
+        outcome = outcome_of(record.error, record.limit)
+        self._counters["requests"].labels(record.edge, tenant, *outcome).inc()
         if record.resolved_s is None:
             return
+        if record.arm:
+            self._counters["arm_requests"].labels(self._arms.bounded(record.arm), outcome[0]).inc()
         for task in record.tasks:
             self._counters["task_requests"].labels(self._tasks.bounded(task)).inc()
         self._record_tokens(record, self._pairs.bounded(record.tenant, record.mix))
@@ -176,16 +261,17 @@ class Metrics:
     def read_at_scrape(
         self,
         gauges: Mapping[str, Callable[[], float]],
-        task_bytes: Callable[[], Mapping[str, int]],
+        by_label: Mapping[str, Callable[[], Mapping[str, int]]],
         delta_memory: Callable[[str], float],
     ) -> None:
         """Gauges that are read from their owner when they are scraped.
 
-        gauges: by their key in `GAUGES`. task_bytes: resident bytes by task. delta_memory: gives
-        the figures that `DELTA_MEMORY` names.
+        gauges, by_label: by their key in `GAUGES` and `GAUGES_BY_LABEL`. delta_memory: gives the
+        figures that `DELTA_MEMORY` names.
         """
         for key, read in gauges.items():
             self._gauges[key].set_function(read)
-        self._task_bytes.read = task_bytes
+        for key, read_all in by_label.items():
+            self._by_label[key].read = read_all
         for figure, gauge in self._delta_memory.items():
             gauge.set_function(partial(delta_memory, figure))

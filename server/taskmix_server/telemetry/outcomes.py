@@ -47,11 +47,14 @@ REFUSALS: Mapping[str, str] = {
 """Reason by error. Errors go by the names of their classes; `HTTP` ones are of vLLM's app."""
 
 
-def outcome_of(error: str) -> tuple[str, str]:
+def outcome_of(error: str, limit: str = "") -> tuple[str, str]:
     """Outcome and reason of a request that ended with an error of this name, empty for none.
 
-    The reason of a failure is the error itself; answers and cancellations have none.
+    limit: which one was met, where it was one. The reason of a failure is the error itself; answers
+    and cancellations have none.
     """
+    if limit:
+        return REFUSED, f"limit_{limit}"
     if not error:
         return OK, ""
     if error in CANCELLATIONS:

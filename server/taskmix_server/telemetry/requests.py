@@ -54,6 +54,11 @@ class EngineRun:
         self.phases = phases or self.phases
 
     @property
+    def num_output_tokens(self) -> int:
+        """Tokens of all completions so far."""
+        return sum(self.num_tokens.values())
+
+    @property
     def inter_token_s(self) -> float | None:
         """Mean seconds between the tokens of the longest completion; None under two tokens."""
         num_steps = max(self.num_tokens.values(), default=0) - 1
@@ -67,7 +72,9 @@ class RequestRecord:
     """A generation request of an edge.
 
     carrier: the caller's W3C trace headers. mix: what stands for it in labels, not its terms.
-    error: the name of what ended it, empty for an answer. status: as the caller saw it.
+    arm: an experiment's, as `NAME@VERSION/ARM`. error: the name of what ended it, empty for an
+    answer. finish_reason: why the answer ended. limit: which limit it met, if one. status: as the
+    caller saw it. watchers: told of the end of this request alone.
     started_s, resolved_s, ended_s: seconds on the monotonic clock. started_at_ns: the same start on
     the wall clock.
     """
@@ -85,12 +92,15 @@ class RequestRecord:
     resolved_s: float | None = None
     ended_s: float | None = None
     error: str = ""
+    limit: str = ""
     status: str = ""
     trace_id: str = ""
     runs: list[EngineRun] = field(default_factory=list)
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
     num_output_tokens: int = 0
+    finish_reason: str = ""
+    watchers: "list[Report]" = field(default_factory=list)
 
     def resolve(self, mix: str, tasks: tuple[str, ...], digest: str, arm: str) -> None:
         """Take in what answers: the label that stands for it, its tasks, digest and arm."""
@@ -108,7 +118,7 @@ class RequestRecord:
         finally:
             self.num_prompt_tokens += run.num_prompt_tokens
             self.num_cached_tokens += run.num_cached_tokens
-            self.num_output_tokens += sum(run.num_tokens.values())
+            self.num_output_tokens += run.num_output_tokens
 
     @property
     def ttft_s(self) -> float | None:

@@ -19,6 +19,7 @@ Rule = Access | Verb
 
 _INFERENCE = "/taskmix.v1.InferenceService"
 _BANK = "/taskmix.v1.BankService"
+_EXPERIMENTS = "/taskmix.v1.ExperimentService"
 _ADMIN = "/taskmix.v1.AdminService"
 _REFLECTION = "/grpc.reflection.v1alpha.ServerReflection"
 
@@ -33,6 +34,16 @@ RULES: Mapping[str, Rule] = {
     f"{_BANK}/RegisterMix": Verb.REGISTER_MIX,
     f"{_BANK}/ListMixes": Access.KEY,
     f"{_BANK}/DeleteMix": Verb.DELETE_MIX,
+    f"{_EXPERIMENTS}/CreateExperiment": Verb.CREATE_EXPERIMENT,
+    f"{_EXPERIMENTS}/GetExperiment": Access.KEY,
+    f"{_EXPERIMENTS}/ListExperiments": Access.KEY,
+    f"{_EXPERIMENTS}/StartExperiment": Verb.START_EXPERIMENT,
+    f"{_EXPERIMENTS}/RampExperiment": Verb.RAMP_EXPERIMENT,
+    f"{_EXPERIMENTS}/StopExperiment": Verb.STOP_EXPERIMENT,
+    f"{_EXPERIMENTS}/PromoteExperiment": Verb.PROMOTE_EXPERIMENT,
+    f"{_EXPERIMENTS}/RollbackExperiment": Verb.ROLL_BACK_EXPERIMENT,
+    f"{_EXPERIMENTS}/RecordOutcomes": Verb.RECORD_OUTCOMES,
+    f"{_EXPERIMENTS}/GetResults": Verb.READ_RESULTS,
     f"{_ADMIN}/ListTenants": Access.ADMIN,
     f"{_ADMIN}/CreateTenant": Access.ADMIN,
     f"{_ADMIN}/UpdateTenant": Access.ADMIN,

@@ -23,12 +23,20 @@ class Role(StrEnum):
 
 
 class Verb(StrEnum):
-    """A change of state that a user may be allowed to make."""
+    """What a user may be allowed to do beyond generating: changes of state, and reading results."""
 
     LOAD_TASK = "tasks.load"
     UNLOAD_TASK = "tasks.unload"
     REGISTER_MIX = "mixes.register"
     DELETE_MIX = "mixes.delete"
+    CREATE_EXPERIMENT = "experiments.create"
+    START_EXPERIMENT = "experiments.start"
+    RAMP_EXPERIMENT = "experiments.ramp"
+    STOP_EXPERIMENT = "experiments.stop"
+    PROMOTE_EXPERIMENT = "experiments.promote"
+    ROLL_BACK_EXPERIMENT = "experiments.rollback"
+    RECORD_OUTCOMES = "experiments.record"
+    READ_RESULTS = "experiments.results"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +64,23 @@ class Limits:
                     f"{limit.name} must be positive and finite, got {value}; leave it out for no "
                     "limit"
                 )
+
+    def output_tokens(self, asked: int | None, default: int | None) -> int | None:
+        """The most tokens that an answer may have: as asked, or by default no more than allowed.
+
+        None is as many as the model can. Raises InvalidRequestError for more than is allowed.
+        """
+        most = self.max_output_tokens
+        if most is None:
+            return asked if asked is not None else default
+        if asked is None:
+            return most if default is None else min(default, most)
+        if asked > most:
+            raise InvalidRequestError(
+                f"max_tokens is {asked}, and this tenant's answers may have at most {most} tokens "
+                "(max_output_tokens)"
+            )
+        return asked
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,12 @@ from typing import Any
 
 import grpc
 
-from taskmix.v1 import admin_pb2_grpc, bank_pb2_grpc, inference_pb2_grpc
+from taskmix.v1 import (
+    admin_pb2_grpc,
+    bank_pb2_grpc,
+    experiments_pb2_grpc,
+    inference_pb2_grpc,
+)
 
 Handler = Callable[[Any, grpc.ServicerContext], Any]
 
@@ -54,6 +59,9 @@ def serving(script: Script) -> Iterator[Script]:
         )
         admin_pb2_grpc.add_AdminServiceServicer_to_server(
             _servicer(admin_pb2_grpc.AdminServiceServicer, script), server
+        )
+        experiments_pb2_grpc.add_ExperimentServiceServicer_to_server(
+            _servicer(experiments_pb2_grpc.ExperimentServiceServicer, script), server
         )
         port = server.add_insecure_port("127.0.0.1:0")
         script.target = f"127.0.0.1:{port}"

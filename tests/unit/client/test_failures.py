@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 import taskmix_client
-from taskmix.v1 import admin_pb2, bank_pb2, inference_pb2
+from taskmix.v1 import admin_pb2, bank_pb2, experiments_pb2, inference_pb2
 from taskmix_client import TaskMixError, errors
 from taskmix_client.config import REPEATABLE, ClientConfig
 from tests.unit.client.scripted import Script
@@ -139,7 +139,12 @@ def test_deleting_is_never_repeated(client: Any, script: Script) -> None:
 def test_repeatable_methods_exist() -> None:
     methods = {
         service.full_name: set(service.methods_by_name)
-        for file in (inference_pb2.DESCRIPTOR, bank_pb2.DESCRIPTOR, admin_pb2.DESCRIPTOR)
+        for file in (
+            inference_pb2.DESCRIPTOR,
+            bank_pb2.DESCRIPTOR,
+            admin_pb2.DESCRIPTOR,
+            experiments_pb2.DESCRIPTOR,
+        )
         for service in file.services_by_name.values()
     }
     assert methods.keys() == REPEATABLE.keys()

@@ -12,14 +12,23 @@ from taskmix_composer.build import build_bank
 from taskmix_composer.config import Scheme
 from taskmix_composer.forms import Forms
 from taskmix_server.database import Database
+from taskmix_server.experiments.recording import RecordStore
+from taskmix_server.experiments.store import ExperimentStore
+from taskmix_server.runtime.admission import Admission
 from taskmix_server.runtime.changes import Changes
+from taskmix_server.runtime.costs import TokenCosts
+from taskmix_server.runtime.experiments import Experiments
+from taskmix_server.runtime.loads import TaskLoads
 from taskmix_server.runtime.mixes import NamedMixStore
 from taskmix_server.runtime.recipes import RecipeExpander
+from taskmix_server.runtime.shadows import Shadows
 from taskmix_server.runtime.state import ServerState
 from taskmix_server.runtime.tasks import TaskRegistry
 from taskmix_server.runtime.variants import VariantCache
 from taskmix_server.services.access import AccessService
 from taskmix_server.services.bank import BankService
+from taskmix_server.services.drafts import Mixes
+from taskmix_server.services.experiments import ExperimentService
 from taskmix_server.services.inference import InferenceService
 from taskmix_server.services.services import Services
 from taskmix_server.services.tenants import TenantService
@@ -31,6 +40,8 @@ from tests.unit.composer.models import EMBEDDING, make_weights, save_model, tune
 from tests.unit.server.fakes import FakeEngine
 
 MAX_VARIANTS = 3
+MAX_RUNNING = 8
+MAX_QUEUED = 300
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,7 @@ class Parts:
     recipes: RecipeExpander
     inference: InferenceService
     admin: BankService
+    experiments: ExperimentService
     services: Services
     audit: AuditLog
     store: TenantStore
@@ -64,7 +76,7 @@ async def parts(tmp_path: Path) -> AsyncIterator[Parts]:
     sources = {"head": head, "body": tmp_path / "body", "late": tmp_path / "late"}
     build_bank(base, sources, Forms(Scheme("dense")), path)
     engine = FakeEngine()
-    tasks = TaskRegistry(path, Bank.open(path), engine)
+    tasks = TaskRegistry(Bank.open(path), engine)
     variants = VariantCache(tasks, engine, MAX_VARIANTS)
     for name in ("head", "body"):
         await tasks.load(name)
@@ -74,11 +86,21 @@ async def parts(tmp_path: Path) -> AsyncIterator[Parts]:
     registry = prometheus_client.CollectorRegistry()
     metrics = Metrics(registry)
     recipes = RecipeExpander(tasks)
+    experiments = experiments_over(database, Mixes(variants, recipes, mixes))
     inference = InferenceService(
-        engine, variants, recipes, mixes, ServerState(), metrics.record_request
+        engine,
+        variants,
+        recipes,
+        mixes,
+        ServerState(),
+        metrics.record_request,
+        Admission(MAX_RUNNING, MAX_QUEUED, is_shared=True),
+        TokenCosts(tasks, base_bytes=400),
+        experiments.running,
+        Shadows(engine, variants, experiments.running, experiments.records),
     )
-    admin = BankService(tasks, variants, recipes, mixes, audit, Changes())
-    services = with_access(inference, admin, audit, store, metrics.record_denial)
+    admin = BankService(tasks, variants, recipes, mixes, audit, Changes(), TaskLoads(tasks))
+    services = with_access(inference, admin, experiments, audit, store, metrics.record_denial)
     yield Parts(
         base,
         path,
@@ -88,6 +110,7 @@ async def parts(tmp_path: Path) -> AsyncIterator[Parts]:
         recipes,
         inference,
         admin,
+        experiments,
         services,
         audit,
         store,
@@ -96,9 +119,17 @@ async def parts(tmp_path: Path) -> AsyncIterator[Parts]:
     database.close()
 
 
+def experiments_over(database: Database, mixes: Mixes) -> ExperimentService:
+    """Experiments of a database; outcomes of unknown subjects are refused at once."""
+    store, records = ExperimentStore(database), RecordStore(database)
+    running = Experiments(store, records)
+    return ExperimentService(database, store, records, running, mixes, Changes(), patience_s=0.0)
+
+
 def with_access(
     inference: InferenceService,
     admin: BankService,
+    experiments: ExperimentService,
     audit: AuditLog,
     store: TenantStore,
     tell_denial: Callable[[str], None] = lambda _: None,
@@ -107,5 +138,9 @@ def with_access(
     authenticator = Authenticator(store)
     tenants = TenantService(store, audit, authenticator, Changes())
     return Services(
-        AccessService(authenticator, tell_denial=tell_denial), inference, admin, tenants
+        AccessService(authenticator, tell_denial=tell_denial),
+        inference,
+        admin,
+        tenants,
+        experiments,
     )

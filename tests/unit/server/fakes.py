@@ -7,7 +7,7 @@ from typing import Any
 
 from taskmix_server.domain.generation import Completion, FinishReason, Prompt, SamplingOptions
 from taskmix_server.domain.variant import Variant
-from taskmix_server.engine.base import DeltaMemory, EngineChunk, EngineLoad
+from taskmix_server.engine.base import DeltaMemory, EngineChunk, EngineLoad, WaitTurn
 
 
 class FakeEngine:
@@ -15,7 +15,8 @@ class FakeEngine:
 
     Calls of a verb in `blocked` (load, unload, register, forget, memory) wait for `gate`; `seen`
     tells when the first of a verb has come, and by "end" when a request has ended. `failure` is
-    raised by loads, by generation and where memory is asked for.
+    raised by loads, by generation and where memory is asked for, `refused` by loads of a task. An
+    engine that has died waits for `may_start` to be started again.
     """
 
     def __init__(self) -> None:
@@ -26,21 +27,29 @@ class FakeEngine:
         self.blocked: set[str] = set()
         self.gate = asyncio.Event()
         self.is_healthy = True
+        self.refused: dict[str, Exception] = {}
+        self.may_start = asyncio.Event()
+        self.may_start.set()
+        self._death = asyncio.Event()
         self.num_generating = 0
         self.failure: Exception | None = None
+        self.num_task_bytes = 100
         self.salts: list[str | None] = []
+        self.priorities: list[int] = []
 
     async def load_task(self, name: str, digest: str) -> int:
         await self._note("load", name)
+        if name in self.refused:
+            raise self.refused[name]
         if self.failure is not None:
             raise self.failure
         self.tasks.add(digest)
-        return 100
+        return self.num_task_bytes
 
     async def unload_task(self, digest: str) -> None:
         await self._note("unload", digest)
         assert not any(digest in variant.entries.values() for variant in self.variants.values())
-        self.tasks.remove(digest)
+        self.tasks.discard(digest)
 
     async def register_variant(self, variant: Variant) -> None:
         await self._note("register", str(variant.mix))
@@ -66,11 +75,14 @@ class FakeEngine:
         prompt: Prompt,
         sampling: SamplingOptions,
         variant: Variant,
-        priority: int,
+        turn: WaitTurn,
         cache_salt: str | None,
     ) -> AsyncGenerator[EngineChunk]:
-        """Count up to `max_tokens`, a token per chunk."""
+        """Count up to `max_tokens`, a token per chunk; every prompt's token is as likely."""
+        known = (-0.5,) * (len(prompt) - 1) if sampling.prompt_logprobs else ()
+        ids = tuple(range(len(prompt)))
         self.salts.append(cache_salt)
+        self.priorities.append(await turn(len(prompt)))
         self.num_generating += 1
         try:
             for token in range(sampling.max_tokens):
@@ -80,13 +92,35 @@ class FakeEngine:
                 is_last = token == sampling.max_tokens - 1
                 reason = FinishReason.LENGTH if is_last else None
                 piece = Completion(0, f"{token} ", (token,), (), reason)
-                yield EngineChunk((piece,), len(prompt), 2, (), is_last)
+                yield EngineChunk(
+                    (piece,),
+                    len(prompt),
+                    2,
+                    () if token else known,
+                    is_last,
+                    prompt_token_ids=ids if is_last else (),
+                )
         finally:
             self.num_generating -= 1
             self.seen["end"].set()
 
     def watch_load(self, observe: Callable[[EngineLoad], None]) -> None:
         observe(EngineLoad(0, 0, 0))
+
+    def die(self) -> None:
+        self.is_healthy = False
+        self._death.set()
+
+    async def died(self) -> None:
+        await self._death.wait()
+
+    async def restart(self) -> None:
+        await self._note("restart", "")
+        await self.may_start.wait()
+        self._death.clear()
+        self.tasks.clear()
+        self.variants.clear()
+        self.is_healthy = True
 
     async def close(self) -> None:
         self.is_healthy = False

@@ -67,7 +67,9 @@ async def secured(parts: Parts) -> AsyncIterator[Secured]:
     revoked, secret = parts.store.create_key("ops", None, AUTHOR)
     parts.store.revoke_key(revoked.id, AUTHOR)
     keys["revoked"] = secret.text
-    services = with_access(parts.inference, parts.admin, parts.audit, parts.store)
+    services = with_access(
+        parts.inference, parts.admin, parts.experiments, parts.audit, parts.store
+    )
     edge = GrpcEdge(services)
     port = await edge.start("127.0.0.1", 0)
     app: Any = build_app(answered, services, parts.engine, "tiny")  # type: ignore[arg-type]

@@ -44,16 +44,30 @@ FOR_ANY_KEY = {
     "/taskmix.v1.InferenceService/StreamGenerate",
     "/taskmix.v1.BankService/ListTasks",
     "/taskmix.v1.BankService/ListMixes",
+    "/taskmix.v1.ExperimentService/GetExperiment",
+    "/taskmix.v1.ExperimentService/ListExperiments",
     "POST /v1/completions",
     "POST /v1/chat/completions",
     "GET /v1/models",
 }
 # Calls that the tenant `full`, who was given all verbs, gets past the door too.
 FOR_VERBS = {
-    f"/taskmix.v1.BankService/{name}"
-    for name in ("LoadTask", "UnloadTask", "RegisterMix", "DeleteMix")
+    *(
+        f"/taskmix.v1.BankService/{name}"
+        for name in ("LoadTask", "UnloadTask", "RegisterMix", "DeleteMix")
+    ),
+    *(
+        f"/taskmix.v1.ExperimentService/{name}Experiment"
+        for name in ("Create", "Start", "Ramp", "Stop", "Promote", "Rollback")
+    ),
+    "/taskmix.v1.ExperimentService/RecordOutcomes",
+    "/taskmix.v1.ExperimentService/GetResults",
 }
-FIELDS: Mapping[str, Any] = {"RegisterMix": {"name": "full-mix"}}  # the name is a right of its own
+FIELDS: Mapping[str, Any] = {  # names are a right of their own
+    "RegisterMix": {"name": "full-mix"},
+    "CreateExperiment": {"design": {"name": "full-test"}},
+    "PromoteExperiment": {"mix_name": "full-mix"},
+}
 REFUSED = {StatusCode.UNAUTHENTICATED, StatusCode.PERMISSION_DENIED}
 SECRETS = ("head", "late", "full", "ops", "tmx_")
 

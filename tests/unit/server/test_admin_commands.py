@@ -92,7 +92,9 @@ def test_a_running_server_s_state_is_left_alone(run: Run, tmp_path: Path) -> Non
 async def remote(parts: Parts) -> AsyncIterator[Callable[..., Any]]:
     parts.store.create(Tenant("ops", Role.ADMIN), AUTHOR)
     key = parts.store.create_key("ops", None, AUTHOR)[1].text
-    services = with_access(parts.inference, parts.admin, parts.audit, parts.store)
+    services = with_access(
+        parts.inference, parts.admin, parts.experiments, parts.audit, parts.store
+    )
     edge = GrpcEdge(services)
     target = f"127.0.0.1:{await edge.start('127.0.0.1', 0)}"
     yield lambda *arguments: asyncio.to_thread(

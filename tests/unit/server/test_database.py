@@ -66,7 +66,7 @@ def test_a_database_from_before_migrations_is_taken_over(tmp_path: Path) -> None
         assert store.all() == [NamedMixRecord("prod", mix)]
         assert TenantStore(database).is_empty
         database.close()
-    assert run(path, "SELECT version_num FROM alembic_version") == [("0002",)]
+    assert run(path, "SELECT version_num FROM alembic_version") == [("0003",)]
 
 
 def test_a_later_release_s_database_is_refused(tmp_path: Path, database: Database) -> None:
@@ -141,6 +141,63 @@ def test_a_database_that_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert store.all() == []  # readers do not wait for a writer
     other.execute("ROLLBACK")
     store.register("prod", Mix(), AUTHOR)
+    other.close()
+    database.close()
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_database_whose_file_is_gone(
+    tmp_path: Path, database: Database, *, is_replaced: bool
+) -> None:
+    """What would be written now would not be found by the next start."""
+    store = NamedMixStore(database)
+    store.register("prod", Mix(), AUTHOR)
+    path = tmp_path / "state" / connection.FILENAME
+    kept = path.rename(path.with_name("kept.db"))
+    if is_replaced:
+        path.touch()
+    with pytest.raises(UnavailableError, match=r"gone or was replaced.*nothing was changed"):
+        store.register("other", Mix(), AUTHOR)
+    assert [record.name for record in store.all()] == ["prod"], "what is known is still served"
+    assert path.exists() is is_replaced, "no empty database in its place"
+    kept.rename(path)
+    store.register("other", Mix(), AUTHOR)
+    assert len(store.all()) == 2
+
+
+def test_no_new_file_in_the_place_of_one_that_is_gone(tmp_path: Path, database: Database) -> None:
+    database.close()  # the next session makes a connection of its own
+    path = tmp_path / "state" / connection.FILENAME
+    path.unlink()
+    with pytest.raises(UnavailableError, match="unable to open"):
+        NamedMixStore(database).all()
+    assert not path.exists()
+
+
+def test_writers_that_wait_leave_connections_to_readers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "BUSY_S", 0.2)
+    database = Database.at(tmp_path)
+    store = NamedMixStore(database)
+    other = sqlite3.connect(tmp_path / connection.FILENAME, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    refusals: list[str] = []
+
+    def register() -> None:
+        try:
+            store.register("prod", Mix(), AUTHOR)
+        except UnavailableError as error:
+            refusals.append(str(error))
+
+    writers = [threading.Thread(target=register) for _ in range(20)]
+    for writer in writers:
+        writer.start()
+    assert store.all() == []
+    assert not refusals, "readers do not wait for writers"
+    for writer in writers:
+        writer.join()
+    assert len(refusals) == len(writers)
     other.close()
     database.close()
 

@@ -19,6 +19,7 @@ from taskmix_composer.quant import decode
 from taskmix_server.engine.vllm.cache import DeltaCache
 from taskmix_server.engine.vllm.coded import CodedLoader
 from taskmix_server.engine.vllm.deltas import DeltaArranger, MaskedTask, TensorTable
+from taskmix_server.engine.vllm.loading import TaskLoader
 from taskmix_server.engine.vllm.sites import Part, Site, SiteKind
 from taskmix_server.engine.vllm.store import DeltaStore
 from taskmix_server.errors import UnsupportedModelError
@@ -70,7 +71,8 @@ class World:
         cache = DeltaCache(cache_bytes)
         table = TensorTable.of(self.bank.base.tensors)
         arranger = DeltaArranger(sites, table, dtype, torch.device("cpu"), cache)
-        return DeltaStore(CodedLoader(self.base, dtype, is_packing=False), arranger, cache)
+        codes = CodedLoader(self.base, dtype, is_packing=False)
+        return DeltaStore(TaskLoader(codes, arranger), cache)
 
     def loaded(self, *tasks: str, **options: int) -> DeltaStore:
         store = self.store(**options)
@@ -298,3 +300,68 @@ def test_a_loaded_task_does_not_read_the_banks_files(world: World, tmp_path: Pat
             file.write(bytes(shard.stat().st_size))
     check_products(store.term(world.digest("svd"), NO_MASKS), expected.__getitem__)
     check_products(store.term(world.digest("one"), NO_MASKS), one.__getitem__)
+
+
+def test_a_task_that_is_ready_is_held_once_it_is_installed(world: World) -> None:
+    store = world.loaded("int4")
+    before, slots = store.memory(), store.slots()
+    loaded = store.loader.load(world.bank, "one", store.held())
+    assert store.memory() == before
+    assert store.slots() is slots
+    store.install(loaded)
+    term = store.term(world.digest("one"), NO_MASKS)
+    assert store.slots() is loaded.slots
+    assert store.slots().of(term) == 1
+    check_products(term, lambda tensor: world.delta("one", tensor))
+
+
+def test_slots_are_ready_with_the_tables_of_every_module(world: World) -> None:
+    store = world.store()
+    loaded = store.loader.load(world.bank, "int4", store.held())
+    sites = store.loader.arranger.sites
+    ready = {site.name: loaded.slots.parts(site) for site in sites}
+    store.install(loaded)
+    assert all(store.slots().parts(site) is ready[site.name] for site in sites)
+    left = store.loader.slots(store.terms_without(world.digest("int4")))
+    assert left.tasks == ()
+    store.unload_task(world.digest("int4"), left)
+    assert store.slots() is left
+
+
+def test_a_term_that_was_made_while_a_task_was_read_has_its_slot(world: World) -> None:
+    store = world.loaded("int4")
+    loaded = store.loader.load(world.bank, "svd", store.held())
+    store.load_plane(world.bank, "p")
+    masked = store.term(world.digest("int4"), (world.bank.plane_digests["p"],))
+    store.install(loaded)
+    assert set(store.slots().tasks) == {
+        store.term(world.digest("int4"), NO_MASKS),
+        store.term(world.digest("svd"), NO_MASKS),
+        masked,
+    }
+
+
+def test_dense_forms_that_were_made_ready_drive_nothing_out(world: World) -> None:
+    forms = 4 * sum(weight.numel() for weight in make_weights().values() if weight.dim() > 1)
+    store = world.store(cache_bytes=forms)
+    loaded = store.loader.load(world.bank, "one", store.held())
+    assert sum(dense.nbytes for dense in loaded.dense.values()) == forms
+    store.load_task(world.bank, "int4")
+    store.install(loaded)
+    check_products(
+        store.term(world.digest("int4"), NO_MASKS), lambda tensor: world.delta("int4", tensor)
+    )
+    assert store.memory()["cache_misses"] == 0
+
+
+def test_no_more_dense_forms_are_kept_ready_than_there_is_room_for(world: World) -> None:
+    store = world.store(cache_bytes=4 * 20 * 20)
+    loaded = store.loader.load(world.bank, "int4", store.held())
+    assert sum(dense.nbytes for dense in loaded.dense.values()) <= 4 * 20 * 20
+    assert len(loaded.dense) == 1
+
+
+def test_a_vector_that_is_held_is_not_read_again(world: World) -> None:
+    store = world.loaded("one")
+    loaded = store.loader.load(world.bank, "two", store.held())
+    assert loaded.shared is store.held().shared[world.bank.entry("two").shared]

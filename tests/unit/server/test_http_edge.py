@@ -1,5 +1,6 @@
 """The HTTP edge's own part: bodies, names, headers and refusals, in front of an echoing app."""
 
+import asyncio
 import json
 import logging
 import re
@@ -13,8 +14,11 @@ from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from taskmix_server import errors
+from taskmix_server.domain.limits import MAX_REQUEST_BYTES
+from taskmix_server.rest import body as request_body
 from taskmix_server.rest.app import build_app
-from taskmix_server.rest.generation import MAX_BODY_BYTES, parse_body, wants_prompt_logprobs
+from taskmix_server.rest.body import parse_body, read_body
+from taskmix_server.rest.generation import wants_prompt_logprobs
 from taskmix_server.rest.models import RESOLVED
 from tests.unit.server.conftest import Parts
 
@@ -154,9 +158,20 @@ async def test_models(http: httpx.AsyncClient, parts: Parts) -> None:
 
 
 async def test_size_of_a_body(http: httpx.AsyncClient) -> None:
-    response = await http.post("/v1/completions", content=b" " * (MAX_BODY_BYTES + 1))
+    response = await http.post("/v1/completions", content=b" " * (MAX_REQUEST_BYTES + 1))
     assert response.status_code == 400
-    assert str(MAX_BODY_BYTES) in response.json()["error"]["message"]
+    assert str(MAX_REQUEST_BYTES) in response.json()["error"]["message"]
+
+
+async def test_a_body_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_body, "BODY_S", 0.01)
+    pieces = [{"type": "http.request", "body": b"{", "more_body": True}]
+
+    async def receive() -> Any:
+        return pieces.pop() if pieces else await asyncio.get_running_loop().create_future()
+
+    with pytest.raises(errors.DeadlineExceededError, match="body"):
+        await read_body(receive)
 
 
 @pytest.mark.parametrize(
@@ -190,6 +205,14 @@ async def test_n(http: httpx.AsyncClient, n: Any) -> None:
     response = await ask(http, prompt="x", n=n)
     assert response.status_code == 400
     assert "n must be an integer in [1, 128]" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("field", [{"top_k": 2**63}, {"logit_bias": {"1": -(2**63) - 1}}])
+async def test_integers_that_are_too_large(http: httpx.AsyncClient, field: Any) -> None:
+    response = await ask(http, prompt="x", **field)
+    assert response.status_code == 400
+    assert "at most 64 bits" in response.json()["error"]["message"]
+    assert (await ask(http, prompt="x", seed=2**63 - 1)).status_code == 200
 
 
 @pytest.mark.parametrize("model", [5, ["a"], {"terms": []}, True])

@@ -118,7 +118,7 @@ async def test_draining_ends_with_its_grace(parts: Parts) -> None:
 
 async def test_a_dead_engine(parts: Parts) -> None:
     parts.engine.is_healthy = False
-    with pytest.raises(UnavailableError, match="engine is down"):
+    with pytest.raises(UnavailableError, match="engine stopped"):
         await parts.inference.generate(request(), DEFAULT)
 
 

@@ -51,7 +51,7 @@ def test_metrics_state_each_kind_of_bytes_apart() -> None:
     memory = DeltaMemory(1, 2, 3, 4, 5, 6, 7)
     metrics.read_at_scrape(
         {"resident_bytes": lambda: memory.tasks},
-        task_bytes=dict,
+        by_label={},
         delta_memory=lambda figure: getattr(memory, figure),
     )
     expected = {

@@ -122,6 +122,16 @@ def test_loads() -> None:
     assert samples(registry, "taskmix_task_load_seconds_sum") == {(): 0.75}
 
 
+def test_engine_restarts() -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    name = "taskmix_engine_restarts_total"
+    assert samples(registry, name) == {(OK,): 0.0, (FAILED,): 0.0}, "the first one is seen to grow"
+    metrics.record_engine_restart(FAILED)
+    metrics.record_engine_restart(OK)
+    assert samples(registry, name) == {(OK,): 1.0, (FAILED,): 1.0}
+
+
 def test_calls_that_were_turned_away() -> None:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
@@ -131,11 +141,18 @@ def test_calls_that_were_turned_away() -> None:
     assert samples(registry, "taskmix_calls_denied_total") == denied
 
 
+def test_refusals_by_limit() -> None:
+    refused = finished("ResourceExhaustedError")
+    refused.limit = "tokens"
+    counted = samples(recorded(refused), "taskmix_requests_total")
+    assert counted == {("grpc", "t", REFUSED, "limit_tokens"): 1.0}
+
+
 def test_resident_bytes_by_task() -> None:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
     held = {"law": 3, "code": 5}
-    metrics.read_at_scrape({}, lambda: held, lambda figure: 0.0)
+    metrics.read_at_scrape({}, {"task_bytes": lambda: held}, lambda figure: 0.0)
     name = "taskmix_task_resident_bytes"
     assert samples(registry, name) == {("code",): 5.0, ("law",): 3.0}
     del held["law"]

@@ -30,19 +30,30 @@ TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 STATS = SimpleNamespace(queued_ts=1.0, scheduled_ts=2.0, first_token_ts=3.0, last_token_ts=5.0)
 
 
+@dataclass(frozen=True)
+class Params:
+    """In place of vLLM's sampling parameters: the new tokens of each output."""
+
+    counts: tuple[int, ...]
+    max_tokens: int = 16
+    n: int = 1
+
+
 class Client:
     """In vLLM's place: outputs as its engine client gives them."""
 
     model = "tiny"
 
-    async def generate(self, *counts: int) -> AsyncGenerator[Any]:
+    async def generate(
+        self, prompt: Any, params: "Params", request_id: str, *, priority: int
+    ) -> AsyncGenerator[Any]:
         """An output for each count of new tokens, over a prompt of 4 tokens with 3 cached."""
-        for number, count in enumerate(counts, start=1):
+        for number, count in enumerate(params.counts, start=1):
             yield SimpleNamespace(
                 prompt_token_ids=[0] * 4,
                 num_cached_tokens=3,
-                outputs=[SimpleNamespace(index=0, token_ids=[0] * count)],
-                finished=number == len(counts),
+                outputs=[SimpleNamespace(index=0, token_ids=[0] * count, finish_reason="stop")],
+                finished=number == len(params.counts),
                 metrics=STATS,
             )
 
@@ -62,8 +73,9 @@ class App:
             raise self.failure
         client = ObservedClient(Client())
         assert client.model == "tiny"
-        for prompt in self.prompts:
-            async for _ in client.generate(*prompt):
+        for number, counts in enumerate(self.prompts):
+            params = Params(counts)
+            async for _ in client.generate({"prompt_token_ids": [0] * 4}, params, str(number)):
                 pass
         await JSONResponse({}, self.status)(scope, receive, send)
 
@@ -76,7 +88,7 @@ def records() -> list[RequestRecord]:
 @pytest.fixture
 def services(parts: Parts, records: list[RequestRecord]) -> Services:
     inference = replace(parts.inference, report=records.append)
-    return with_access(inference, parts.admin, parts.audit, parts.store)
+    return with_access(inference, parts.admin, parts.experiments, parts.audit, parts.store)
 
 
 @pytest.fixture
@@ -293,7 +305,9 @@ async def test_a_record_is_not_needed(parts: Parts) -> None:
 async def test_who_is_turned_away_is_told_by_both_edges(parts: Parts) -> None:
     parts.store.create(Tenant("bob", Role.ADMIN), Author("ops", "0123456789ab", "a request"))
     told: list[str] = []
-    inner = with_access(parts.inference, parts.admin, parts.audit, parts.store, told.append)
+    inner = with_access(
+        parts.inference, parts.admin, parts.experiments, parts.audit, parts.store, told.append
+    )
     built: Any = build_app(App(), inner, parts.engine, "tiny")  # type: ignore[arg-type]
     transport = httpx.ASGITransport(built)
     async with httpx.AsyncClient(transport=transport, base_url="http://edge") as client:

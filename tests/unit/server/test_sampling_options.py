@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from taskmix_server.domain.generation import MAX_COMPLETIONS, SamplingOptions
+from taskmix_server.domain.generation import SamplingOptions
+from taskmix_server.domain.limits import MAX_COMPLETIONS
 from taskmix_server.errors import InvalidRequestError
 
 

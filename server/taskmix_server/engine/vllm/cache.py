@@ -59,9 +59,8 @@ class DeltaCache:
         if dense.nbytes <= self.max_bytes:
             self._dense[key] = dense
 
-    def fill(self, key: Hashable, make: Make) -> None:
-        """Make a dense form now, and keep it if there is room without driving another out."""
-        dense = make()
+    def fill(self, key: Hashable, dense: Sized) -> None:
+        """Keep a dense form if there is room without driving another out."""
         if self.num_bytes + dense.nbytes <= self.max_bytes:
             self._dense[key] = dense
 

@@ -1,7 +1,8 @@
 """Tasks, shared vectors and planes as a worker holds them: coded, and off the bank's pages."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,10 +13,13 @@ from taskmix_composer.checkpoint import Checkpoint
 from taskmix_composer.kernels.native.memory import Arena
 from taskmix_composer.kernels.native.packing import PackedDelta, pack
 from taskmix_composer.quant import decode_rows
+from taskmix_server.engine.vllm.background import until_exit
 
 CodedTensors = Mapping[str, EncodedDelta]
 PackedTensors = Mapping[str, tuple[PackedDelta, ...]]
 """What the deltas of a tensor add up to."""
+Read = Callable[[str], EncodedDelta | None]
+"""Gives a tensor's delta, or None where there is none."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,41 +71,39 @@ class CodedLoader:
     def task(self, bank: Bank, name: str, shared: ResidentVector) -> ResidentTask:
         """Read a task; `shared` is the vector that it is coded over, where there is one."""
         entry = bank.entry(name)
-        coded: dict[str, EncodedDelta] = {}
-        packed: dict[str, tuple[PackedDelta, ...]] = {}
-        arena = Arena()
-        for tensor in entry.tensors:
-            delta = bank.read(name, tensor, self._coded_over(bank, entry.shared, tensor, shared))
-            if 0 in delta.coded_shape:
-                continue
-            parts = self._packed(delta, shared.packed.get(tensor, ()), arena)
-            if parts is None:
-                coded[tensor] = self._held(delta, tensor)
-            else:
-                packed[tensor] = parts
-        return ResidentTask(entry.digest, entry.shared, ResidentVector(coded, packed))
+
+        def read(tensor: str) -> EncodedDelta:
+            return bank.read(name, tensor, self._coded_over(bank, entry.shared, tensor, shared))
+
+        vector = self._vector(entry.tensors, read, shared.packed)
+        return ResidentTask(entry.digest, entry.shared, vector)
 
     def shared(self, bank: Bank, digest: str) -> ResidentVector:
         """Read a shared vector."""
-        coded: dict[str, EncodedDelta] = {}
-        packed: dict[str, tuple[PackedDelta, ...]] = {}
-        arena = Arena()
-        for tensor in bank.manifest.shared[digest].content.tensors:
-            delta = bank.read_shared(digest, tensor)
-            if delta is None:
-                continue
-            parts = self._packed(delta, (), arena)
-            if parts is None:
-                coded[tensor] = _copied(delta)
-            else:
-                packed[tensor] = parts
-        return ResidentVector(coded, packed)
+        tensors = bank.manifest.shared[digest].content.tensors
+        return self._vector(tensors, partial(bank.read_shared, digest), {})
 
     def plane(self, bank: Bank, name: str) -> CodedTensors:
         """Read a plane; what it masks out entirely is absent."""
         tensors = bank.plane(name).content.tensors
         read = {tensor: bank.read_plane(name, tensor) for tensor in tensors}
         return {tensor: _copied(plane) for tensor, plane in read.items() if plane is not None}
+
+    def _vector(self, tensors: Iterable[str], read: Read, shared: PackedTensors) -> ResidentVector:
+        """Read and hold deltas; `shared` has what those that are coded over others add to."""
+        coded: dict[str, EncodedDelta] = {}
+        packed: dict[str, tuple[PackedDelta, ...]] = {}
+        arena = Arena()
+        for tensor in until_exit(tensors):
+            delta = read(tensor)
+            if delta is None or 0 in delta.coded_shape:
+                continue
+            parts = self._packed(delta, shared.get(tensor, ()), arena)
+            if parts is None:
+                coded[tensor] = self._held(delta, tensor)
+            else:
+                packed[tensor] = parts
+        return ResidentVector(coded, packed)
 
     def _coded_over(
         self, bank: Bank, digest: str, tensor: str, shared: ResidentVector

@@ -2,8 +2,9 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from argparse import Namespace
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
 from typing import Any
 
 from jinja2 import TemplateError
@@ -14,7 +15,6 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
-from vllm.v1.metrics.loggers import StatLoggerBase
 
 from taskmix_composer import errors as composer_errors
 from taskmix_server import errors
@@ -26,43 +26,60 @@ from taskmix_server.domain.generation import (
     SamplingOptions,
 )
 from taskmix_server.domain.variant import Variant
-from taskmix_server.engine.base import DeltaMemory, EngineChunk, EngineLoad
-from taskmix_server.engine.vllm import compat
+from taskmix_server.engine.base import DeltaMemory, EngineChunk, EngineLoad, WaitTurn
+from taskmix_server.engine.config import EngineConfig
+from taskmix_server.engine.vllm import clients, compat
+from taskmix_server.engine.vllm.clients import ObserveLoad
 from taskmix_server.engine.vllm.phases import phases_of
 from taskmix_server.engine.vllm.worker import Reply
 
-SHUTDOWN_S = 10.0
+SHUTDOWN_S = 5.0
+CHANGE_POLL_S = 0.03
+"""Between two looks at whether a task is ready; each takes its turn among the engine's steps."""
 
 
 class VllmEngine:
-    """Owns an AsyncLLM; `client` is what vLLM's HTTP app is bound to."""
+    """Owns an AsyncLLM, and another one after each restart.
 
-    def __init__(self, client: AsyncLLM, stats: "LoadWatcher") -> None:
-        self.client = client
-        self._stats = stats
-        self._ids = itertools.count(1)
+    client: the one that runs. arguments: those of `vllm serve` that it was started with. vLLM's
+    HTTP app is bound to both.
+    """
+
+    client: AsyncLLM
+    arguments: Namespace
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        self._observers: list[ObserveLoad] = []
+        self._ids = itertools.count(1)  # goes on after a restart: an old number means nothing new
         self._requests: dict[str, compat.LoRARequest] = {}
 
     @classmethod
-    async def start(cls, vllm_config: Any) -> "VllmEngine":
+    async def start(cls, config: EngineConfig) -> "VllmEngine":
         """Start vLLM's processes; takes tens of seconds, off the event loop."""
-        stats = LoadWatcher(vllm_config)
-        try:
-            client = await asyncio.to_thread(
-                AsyncLLM.from_vllm_config, vllm_config, stat_loggers=[lambda *_: stats]
-            )
-        except RuntimeError as error:
-            raise errors.UnavailableError(
-                f"vLLM did not start ({error}); its own messages above say why"
-            ) from error
-        compat.drop_adapter_labels(client)
-        return cls(client, stats)
+        engine = cls(config)
+        engine.arguments, engine.client = await clients.start(config, engine._observers)
+        return engine
+
+    async def restart(self) -> None:
+        dead = self.client
+        await asyncio.to_thread(dead.engine_core.shutdown, timeout=SHUTDOWN_S)
+        self.arguments, self.client = await clients.start(self._config, self._observers)
+        self._requests.clear()
+        for observe in self._observers:
+            observe(EngineLoad(0, 0, 0))
+        # Its tokenizers too, which requests that were on their way in may have used until now.
+        await asyncio.to_thread(dead.shutdown, timeout=SHUTDOWN_S)
+
+    async def died(self) -> None:
+        await clients.death_of(self.client)
 
     async def load_task(self, name: str, digest: str) -> int:
-        return int(await self._ask("taskmix_load", name, digest))
+        return await self._changed("taskmix_begin_load", name, digest)
 
     async def unload_task(self, digest: str) -> None:
-        await self._ask("taskmix_unload", digest)
+        with suppress(errors.UnavailableError):  # a dead engine holds nothing
+            await self._changed("taskmix_begin_unload", digest)
 
     async def register_variant(self, variant: Variant) -> None:
         if variant.is_base or variant.digest in self._requests:
@@ -79,14 +96,23 @@ class VllmEngine:
     async def forget_variant(self, variant: Variant) -> None:
         request = self._requests.pop(variant.digest, None)
         if request is not None:
-            await self._ask("taskmix_forget", request.lora_path)
+            with suppress(errors.UnavailableError):
+                await self._ask("taskmix_forget", request.lora_path)
 
     async def memory(self) -> DeltaMemory:
         return DeltaMemory(**await self._ask("taskmix_memory"))
 
     def lora_request(self, variant: Variant) -> compat.LoRARequest | None:
-        """How vLLM knows a registered variant; None for the base."""
-        return None if variant.is_base else self._requests[variant.digest]
+        """How vLLM knows a registered variant; None for the base.
+
+        Raises UnavailableError if the engine that knew it has died since.
+        """
+        if variant.is_base:
+            return None
+        request = self._requests.get(variant.digest)
+        if request is None:
+            raise clients.stopped()
+        return request
 
     async def generate(
         self,
@@ -94,7 +120,7 @@ class VllmEngine:
         prompt: Prompt,
         sampling: SamplingOptions,
         variant: Variant,
-        priority: int,
+        turn: WaitTurn,
         cache_salt: str | None,
     ) -> AsyncGenerator[EngineChunk]:
         """Run a request; closing the iterator aborts it in the engine."""
@@ -108,7 +134,7 @@ class VllmEngine:
                 sampling_params(sampling),
                 request_id,
                 lora_request=self.lora_request(variant),
-                priority=priority,
+                priority=await turn(len(rendered["prompt_token_ids"])),
             )
             async with aclosing(outputs):
                 async for output in outputs:
@@ -120,13 +146,12 @@ class VllmEngine:
         except QueueOverflowError as error:
             raise errors.ResourceExhaustedError(str(error)) from error
         except EngineDeadError as error:
-            message = "the engine stopped; the request may be retried"
-            raise errors.UnavailableError(message) from error
+            raise clients.stopped() from error
         except EngineGenerateError as error:
             raise errors.InternalError("the engine failed on this request") from error
 
-    def watch_load(self, observe: Callable[[EngineLoad], None]) -> None:
-        self._stats.observers.append(observe)
+    def watch_load(self, observe: ObserveLoad) -> None:
+        self._observers.append(observe)
 
     @property
     def is_healthy(self) -> bool:
@@ -153,39 +178,19 @@ class VllmEngine:
         ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
         return [int(token) for token in ids]
 
+    async def _changed(self, verb: str, *arguments: Any) -> int:
+        """Begin a change and wait until it is made; the bytes that its task takes then."""
+        await self._ask(verb, *arguments)
+        while (num_bytes := await self._ask("taskmix_finish")) is None:  # noqa: ASYNC110 - no event
+            await asyncio.sleep(CHANGE_POLL_S)
+        return int(num_bytes)
+
     async def _ask(self, verb: str, *arguments: Any) -> Any:
-        try:
-            replies: list[Reply] = await self.client.collective_rpc(verb, args=arguments)
-        except EngineDeadError as error:
-            raise errors.UnavailableError("the engine stopped; try again later") from error
+        replies: list[Reply] = await clients.call(self.client, verb, arguments)
         for reply in replies:
             if "error" in reply:
                 raise _error_of(reply)
         return replies[0]["value"]
-
-
-class LoadWatcher(StatLoggerBase):
-    """Tells observers how busy the engine is after each of its steps."""
-
-    def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
-        self._cache = vllm_config.cache_config
-        self.observers: list[Callable[[EngineLoad], None]] = []
-
-    def record(self, scheduler_stats: Any, *args: Any, **kwargs: Any) -> None:
-        if scheduler_stats is None:
-            return
-        load = EngineLoad(
-            num_running=scheduler_stats.num_running_reqs,
-            num_waiting=scheduler_stats.num_waiting_reqs + scheduler_stats.num_skipped_waiting_reqs,
-            used_kv_blocks=round(
-                scheduler_stats.kv_cache_usage * (self._cache.num_gpu_blocks or 0)
-            ),
-        )
-        for observe in self.observers:
-            observe(load)
-
-    def log_engine_initialized(self) -> None:
-        """vLLM asks for it; there is nothing to say."""
 
 
 def sampling_params(options: SamplingOptions) -> SamplingParams:
@@ -218,6 +223,7 @@ def to_chunk(output: RequestOutput) -> EngineChunk:
         prompt_logprobs=_prompt_logprobs(output),
         is_finished=output.finished,
         phases=phases_of(output),
+        prompt_token_ids=tuple(output.prompt_token_ids or ()) if output.finished else (),
     )
 
 

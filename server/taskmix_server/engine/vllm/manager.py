@@ -5,9 +5,9 @@ name and path. `MixManager` answers the calls that the model runners make of a L
 an id stands for a mix: a row of coefficients over loaded tasks.
 """
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,39 +15,39 @@ import torch
 from torch import Tensor, nn
 
 from taskmix_composer.bank import Bank
+from taskmix_composer.bank.latest import LatestBank
 from taskmix_composer.checkpoint import Checkpoint
-from taskmix_composer.errors import BaseMismatchError
 from taskmix_composer.identity import DigestCache
-from taskmix_composer.kernels.native import library
 from taskmix_composer.mix import Mix, Term
 from taskmix_composer.recipe import expanded, parse_mix
-from taskmix_server.engine.config import DELTA_CACHE_BYTES, KERNELS
 from taskmix_server.engine.vllm import compat
+from taskmix_server.engine.vllm.background import Background, Install, Prepare
 from taskmix_server.engine.vllm.cache import DeltaCache
 from taskmix_server.engine.vllm.coded import CodedLoader
 from taskmix_server.engine.vllm.config import check_config
-from taskmix_server.engine.vllm.costs import NEVER_MERGE, Costs, known_costs
-from taskmix_server.engine.vllm.deltas import DeltaArranger, Masks, TensorTable
+from taskmix_server.engine.vllm.deltas import DeltaArranger, MaskedTask, Masks, TensorTable
 from taskmix_server.engine.vllm.layers import CurrentStep, wrap
+from taskmix_server.engine.vllm.loading import Held, LoadedTask, TaskLoader
 from taskmix_server.engine.vllm.merged import PATHS, MergedWeights, mergeable
-from taskmix_server.engine.vllm.sites import Site, find_sites
+from taskmix_server.engine.vllm.sites import find_sites
+from taskmix_server.engine.vllm.slots import Slots
+from taskmix_server.engine.vllm.starting import cache_bytes, costs_of, has_kernel
 from taskmix_server.engine.vllm.steps import IDLE, NO_TASKS, Planner, ResidentVariant
 from taskmix_server.engine.vllm.store import DeltaStore, TermKey
 from taskmix_server.errors import FailedPreconditionError
-
-logger = logging.getLogger(__name__)
 
 
 class MixManager:
     """Loaded tasks and registered mixes of one worker, and the step that its layers read."""
 
     def __init__(
-        self, bank: Bank, store: DeltaStore, merged: MergedWeights, current: CurrentStep
+        self, bank: LatestBank, store: DeltaStore, merged: MergedWeights, current: CurrentStep
     ) -> None:
         self._bank = bank
         self._store = store
         self._merged = merged
         self._current = current
+        self._changes = Background()
         self._num_steps = dict.fromkeys(PATHS, 0)
         self._variants: dict[str, ResidentVariant] = {}  # by the path of their LoRA request
         self._step = IDLE
@@ -68,44 +68,44 @@ class MixManager:
         base = Checkpoint.open(Path(vllm_config.model_config.model))
         digests = settings.get("digest_cache")
         bank.check_base(base, DigestCache(Path(digests)) if digests else None)
-        cache = DeltaCache(_cache_bytes(settings))
+        cache = DeltaCache(cache_bytes(settings))
         tied_head = bool(getattr(vllm_config.model_config.hf_config, "tie_word_embeddings", False))
         sites = find_sites(model, tied_head=tied_head)
         dtype = vllm_config.model_config.dtype
-        merged = MergedWeights(
-            mergeable(sites), base, dtype, cache, _costs(sites, dtype, device, settings)
-        )
-        is_native = _is_native(settings, device)
+        costs = costs_of(sites, dtype, device, settings)
+        merged = MergedWeights(mergeable(sites), base, dtype, cache, costs)
+        is_native = has_kernel(settings, device)
         current = CurrentStep()
         for site in sites:
             wrap(site, current, merged, is_native=is_native)
         table = TensorTable.of(bank.base.tensors)
         arranger = DeltaArranger(sites, table, dtype, device, cache)
-        loader = CodedLoader(base, dtype, is_packing=is_native)
-        return cls(bank, DeltaStore(loader, arranger, cache), merged, current)
+        loader = TaskLoader(CodedLoader(base, dtype, is_packing=is_native), arranger)
+        return cls(LatestBank(bank), DeltaStore(loader, cache), merged, current)
 
     # What taskmix asks of a worker
 
-    def load_task(self, name: str, digest: str) -> int:
-        """Hold a task's deltas from the bank as it is now; returns the bytes they take.
+    def begin_load(self, name: str, digest: str) -> None:
+        """Start to read a task's deltas from the bank as it is now, beside the model.
 
-        A shared vector's bytes are not among them. Raises FailedPreconditionError if the bank no
-        longer holds that content.
+        `finish` holds them. Raises FailedPreconditionError there if the bank no longer has that
+        content.
         """
-        if not self._store.holds_task(digest):
-            bank = self._reopened()
-            if bank.entry(name).digest != digest:
-                raise FailedPreconditionError(
-                    f"task {name!r} changed in the bank while it was being loaded; load it again"
-                )
-            self._store.load_task(bank, name)
-        return self._store.task_bytes(digest)
+        self._changes.begin(self._load(name, digest))
 
-    def unload_task(self, digest: str) -> None:
-        """Let go of a task's deltas; mixes that name it must have been forgotten before."""
-        self._store.unload_task(digest)
-        self._step, self._last = IDLE, ()  # the last step's plan held them too
-        self._current.begin(IDLE)
+    def begin_unload(self, digest: str) -> None:
+        """Start to make what steps read without a task; `finish` lets go of its deltas.
+
+        Mixes that name it must have been forgotten before.
+        """
+        self._changes.begin(partial(self._without, digest, self._store.terms_without(digest)))
+
+    def finish(self) -> int | None:
+        """Make the change that was begun; None while it is not ready.
+
+        Returns the bytes that the task takes then, without those of a vector that it shares.
+        """
+        return self._changes.finish()
 
     def register(
         self, path: str, mix: Mix, digests: Mapping[str, str], planes: Mapping[str, str]
@@ -115,7 +115,7 @@ class MixManager:
         `digests` and `planes` say which content each task and plane means. Two names may mean
         equal content: where their masks are equal too, their coefficients add.
         """
-        columns = tuple(self._store.arranger.table.columns)
+        columns = tuple(self._store.loader.arranger.table.columns)
         totals: dict[TermKey, Tensor] = {}
         for term in mix.terms:
             coefficients = torch.tensor(term.coefficients_for(columns), dtype=torch.float64)
@@ -151,12 +151,12 @@ class MixManager:
         """
         if request.lora_path in self._variants:
             return False
-        bank = self._reopened()
+        bank = self._bank.open()
         mix = expanded(parse_mix(request.lora_path), bank)
         bank.check_mix(mix)
         digests = {task: bank.entry(task).digest for task in mix.tasks}
         for task, digest in digests.items():
-            self.load_task(task, digest)
+            self._load(task, digest)()()
         planes = {plane: bank.plane_digests[plane] for plane in mix.planes}
         self.register(request.lora_path, mix, digests, planes)
         return True
@@ -206,15 +206,42 @@ class MixManager:
     def supports_tower_connector_lora(self) -> bool:
         return False
 
+    def _load(self, name: str, digest: str) -> Prepare:
+        """How to make a task ready to be held."""
+        if self._store.holds_task(digest):
+            return lambda: partial(self._store.task_bytes, digest)
+        return partial(self._loaded, name, digest, self._store.held())
+
+    def _loaded(self, name: str, digest: str, held: Held) -> Install:
+        bank = self._bank.open()
+        if bank.entry(name).digest != digest:
+            raise FailedPreconditionError(
+                f"task {name!r} changed in the bank while it was being loaded; load it again"
+            )
+        return partial(self._hold, self._store.loader.load(bank, name, held))
+
+    def _hold(self, loaded: LoadedTask) -> int:
+        self._store.install(loaded)
+        return self._store.task_bytes(loaded.task.digest)
+
+    def _without(self, digest: str, terms: tuple[MaskedTask, ...]) -> Install:
+        return partial(self._let_go, digest, self._store.loader.slots(terms))
+
+    def _let_go(self, digest: str, slots: Slots) -> int:
+        self._store.unload_task(digest, slots)
+        self._step, self._last = IDLE, ()  # the last step's plan held them too
+        self._current.begin(IDLE)
+        return 0
+
     def _planner(self) -> Planner:
-        arranger = self._store.arranger
+        arranger = self._store.loader.arranger
         return Planner(len(arranger.table.columns), arranger.device, self._store.slots())
 
     def _load_planes(self, planes: Mapping[str, str]) -> None:
         missing = {name for name, digest in planes.items() if not self._store.holds_plane(digest)}
         if not missing:
             return
-        bank = self._reopened()
+        bank = self._bank.open()
         for name in sorted(missing):
             if bank.plane(name).digest != planes[name]:
                 raise FailedPreconditionError(
@@ -228,63 +255,8 @@ class MixManager:
             used = (task for variant in self._variants.values() for task, _ in variant.tasks)
             self._store.keep_masked({(task.digest, task.masks) for task in used})
 
-    def _reopened(self) -> Bank:
-        """The bank as its directory is now, still of the base that is being served."""
-        bank = Bank.open(self._bank.path)
-        if bank.base != self._bank.base:
-            raise BaseMismatchError(
-                f"{bank.path} now holds a bank of another base; restart with that base, or put "
-                "the bank back"
-            )
-        return bank
-
 
 def _masks(term: Term, planes: Mapping[str, str]) -> Masks:
     """A term's masks by their planes' digests."""
     named = ((mask.startswith("!"), planes[mask.removeprefix("!")]) for mask in term.masks)
     return tuple(sorted({f"!{digest}" if negated else digest for negated, digest in named}))
-
-
-def _is_native(settings: Mapping[str, Any], device: torch.device) -> bool:
-    """Whether the compiled kernel multiplies deltas; else they are multiplied in dense forms."""
-    kernel = settings.get("kernel", "auto")
-    if kernel not in KERNELS:
-        raise FailedPreconditionError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
-    if kernel == "torch" or (device.type != "cpu" and kernel == "auto"):
-        return False
-    if device.type == "cpu" and library.available():
-        return True
-    missing = (
-        "the compiled kernel is for CPUs with AVX2, and is built when taskmix is installed where "
-        "there is a C compiler (`cc`)"
-    )
-    if kernel == "native":
-        raise FailedPreconditionError(f"--kernel native was asked for, but {missing}")
-    logger.warning("deltas are multiplied by PyTorch, which is slow: %s", missing)
-    return False
-
-
-def _costs(
-    sites: Sequence[Site], dtype: torch.dtype, device: torch.device, settings: Mapping[str, Any]
-) -> Costs:
-    linears = mergeable(sites)
-    if device.type != "cpu" or not linears:
-        return NEVER_MERGE
-    method: Any = linears[0].module.quant_method
-
-    def install(weight: Tensor) -> None:
-        module = nn.Module()
-        module.weight = nn.Parameter(weight, requires_grad=False)
-        method.process_weights_after_loading(module)
-
-    path = settings.get("cost_cache")
-    return known_costs(Path(path) if path else None, dtype, install)
-
-
-def _cache_bytes(settings: Mapping[str, Any]) -> int:
-    given = settings.get("delta_cache_memory", DELTA_CACHE_BYTES)
-    if not isinstance(given, int) or given < 0:
-        raise FailedPreconditionError(
-            f"delta_cache_memory must be a number of bytes, 0 or more, got {given!r}"
-        )
-    return given

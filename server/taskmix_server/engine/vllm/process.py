@@ -30,6 +30,12 @@ def guard_engine_process() -> None:
     watcher.start()
 
 
+def end_children() -> None:
+    """Kill the engine processes that this process started; theirs end by themselves."""
+    for child in multiprocessing.active_children():
+        child.kill()
+
+
 def _exit_with(parent_id: int) -> None:
     while os.getppid() == parent_id:
         time.sleep(PARENT_POLL_S)

@@ -6,14 +6,13 @@ from dataclasses import dataclass, field
 from taskmix_composer.bank import Bank
 from taskmix_server.engine.vllm.cache import DeltaCache
 from taskmix_server.engine.vllm.coded import (
-    NO_VECTOR,
-    CodedLoader,
     CodedTensors,
     ResidentTask,
     ResidentVector,
     coded_bytes,
 )
-from taskmix_server.engine.vllm.deltas import DeltaArranger, MaskedTask, Masks
+from taskmix_server.engine.vllm.deltas import MaskedTask, Masks
+from taskmix_server.engine.vllm.loading import Held, LoadedTask, TaskLoader
 from taskmix_server.engine.vllm.slots import NO_SLOTS, Slots
 
 TermKey = tuple[str, Masks]
@@ -24,8 +23,7 @@ TermKey = tuple[str, Masks]
 class DeltaStore:
     """Contents by digest. A shared vector goes with the last task that is coded over it."""
 
-    loader: CodedLoader
-    arranger: DeltaArranger
+    loader: TaskLoader
     cache: DeltaCache
     _tasks: dict[str, ResidentTask] = field(default_factory=dict)
     _shared: dict[str, ResidentVector] = field(default_factory=dict)
@@ -33,38 +31,45 @@ class DeltaStore:
     _terms: dict[TermKey, MaskedTask] = field(default_factory=dict)
     _slots: Slots = NO_SLOTS
 
+    def held(self) -> Held:
+        """What a task that is loaded now builds upon."""
+        room_bytes = self.cache.max_bytes - self.cache.num_bytes
+        return Held(dict(self._shared), tuple(self._terms.values()), room_bytes)
+
+    def install(self, loaded: LoadedTask) -> None:
+        """Hold a task that was made ready; its dense forms only where nothing has to give way."""
+        task = loaded.task
+        self._tasks[task.digest] = task
+        self._terms[task.digest, ()] = loaded.term
+        if task.shared:
+            self._shared.setdefault(task.shared, loaded.shared)
+        for weight, dense in loaded.dense.items():
+            self.cache.fill(weight, dense)
+        self._slots = loaded.slots
+
     def load_task(self, bank: Bank, name: str) -> None:
-        """Hold a task of a bank.
+        """Hold a task of a bank, at once."""
+        if not self.holds_task(bank.entry(name).digest):
+            self.install(self.loader.load(bank, name, self.held()))
 
-        Every dense form is made once, lest content that cannot be decoded be found out in a
-        forward pass; those that fit into what is left of the cache stay there.
-        """
-        entry = bank.entry(name)
-        if entry.digest in self._tasks:
-            return
-        self.arranger.check_covered(name, entry.tensors)
-        try:
-            if entry.shared and entry.shared not in self._shared:
-                self._shared[entry.shared] = self.loader.shared(bank, entry.shared)
-            task = self.loader.task(bank, name, self._shared.get(entry.shared, NO_VECTOR))
-            term = self.arranger.arranged(task, (), {})
-            for weight in term.cacheable():
-                self.cache.fill(weight, weight.decoded)
-            self._tasks[task.digest], self._terms[task.digest, ()] = task, term
-        finally:
-            self._drop_unshared()
+    def terms_without(self, digest: str) -> tuple[MaskedTask, ...]:
+        """Every term there is now but those of a task."""
+        return tuple(term for key, term in self._terms.items() if key[0] != digest)
 
-    def unload_task(self, digest: str) -> None:
-        """Let go of a task and of every term made of it."""
+    def unload_task(self, digest: str, slots: Slots = NO_SLOTS) -> None:
+        """Let go of a task and of every term made of it; `slots` are those without them."""
         self._tasks.pop(digest, None)
         self._drop_terms({key for key in self._terms if key[0] == digest})
-        self._drop_unshared()
+        used = {task.shared for task in self._tasks.values()}
+        for unused in self._shared.keys() - used:
+            del self._shared[unused]
+        self._slots = slots
 
     def load_plane(self, bank: Bank, name: str) -> None:
         """Hold a plane of a bank; `keep_masked` lets it go."""
         digest = bank.plane(name).digest
         if digest not in self._planes:
-            self._planes[digest] = self.loader.plane(bank, name)
+            self._planes[digest] = self.loader.codes.plane(bank, name)
 
     def holds_task(self, digest: str) -> bool:
         return digest in self._tasks
@@ -87,7 +92,8 @@ class DeltaStore:
         """The one object for a loaded task under masks whose planes are loaded."""
         key = (digest, masks)
         if key not in self._terms:
-            self._terms[key] = self.arranger.arranged(self._tasks[digest], masks, self._planes)
+            task = self._tasks[digest]
+            self._terms[key] = self.loader.arranger.arranged(task, masks, self._planes)
         return self._terms[key]
 
     def keep_masked(self, used: AbstractSet[TermKey]) -> None:
@@ -118,8 +124,3 @@ class DeltaStore:
         self._slots = NO_SLOTS  # which would hold them
         for key in keys:
             self.cache.drop(self._terms.pop(key).cacheable())
-
-    def _drop_unshared(self) -> None:
-        used = {task.shared for task in self._tasks.values()}
-        for digest in self._shared.keys() - used:
-            del self._shared[digest]

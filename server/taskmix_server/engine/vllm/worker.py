@@ -25,11 +25,14 @@ class _HasRunner(Protocol):
 class MixWorker:
     """Worker verbs of taskmix, prefixed so that none can collide with vLLM's."""
 
-    def taskmix_load(self: _HasRunner, name: str, digest: str) -> Reply:
-        return _reply(lambda: _manager(self).load_task(name, digest))
+    def taskmix_begin_load(self: _HasRunner, name: str, digest: str) -> Reply:
+        return _reply(lambda: _manager(self).begin_load(name, digest))
 
-    def taskmix_unload(self: _HasRunner, digest: str) -> Reply:
-        return _reply(lambda: _manager(self).unload_task(digest))
+    def taskmix_begin_unload(self: _HasRunner, digest: str) -> Reply:
+        return _reply(lambda: _manager(self).begin_unload(digest))
+
+    def taskmix_finish(self: _HasRunner) -> Reply:
+        return _reply(lambda: _manager(self).finish())
 
     def taskmix_register(
         self: _HasRunner,

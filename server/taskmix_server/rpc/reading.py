@@ -1,0 +1,78 @@
+"""Messages of a call, as they come off the wire.
+
+gRPC's own server ends a call whose message cannot be parsed with UNKNOWN, as if the fault were
+ours, and one that ends without a message with nothing at all: its caller would wait for ever.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeAlias
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from taskmix_server.errors import InvalidRequestError
+from taskmix_server.rpc.status import Context, reported
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Parse = Callable[[bytes], Any]
+RawMessages = AsyncIterator[bytes]
+
+
+class ReadingInterceptor(grpc.aio.ServerInterceptor):
+    """Hands methods the messages that they take, and ends calls with others: INVALID_ARGUMENT."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable["Handler | None"]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "Handler | None":
+        handler = await continuation(handler_call_details)
+        return handler and _reading(handler)
+
+
+def _reading(handler: Any) -> Handler:
+    """The handler as one that gets raw messages. To gRPC all of them take streams, of which those
+    that want a single message take the first."""
+    parse: Parse = handler.request_deserializer or bytes
+    serializer = handler.response_serializer
+    if handler.request_streaming:
+        answered = _with_all(handler.stream_stream, parse)
+        return grpc.stream_stream_rpc_method_handler(answered, None, serializer)
+    if handler.response_streaming:
+        answered = _with_first(handler.unary_stream, parse)
+        return grpc.stream_stream_rpc_method_handler(answered, None, serializer)
+    answered = _with_first(handler.unary_unary, parse)
+    return grpc.stream_unary_rpc_method_handler(answered, None, serializer)
+
+
+def _with_first(method: Callable[[Any, Context], Awaitable[Any]], parse: Parse) -> Any:
+    async def call(raw: RawMessages, context: Context) -> Any:
+        async with reported(context):
+            request = await _first(raw, parse)
+        return await method(request, context)
+
+    return call
+
+
+def _with_all(method: Callable[[Any, Context], AsyncIterator[Any]], parse: Parse) -> Any:
+    async def call(raw: RawMessages, context: Context) -> AsyncIterator[Any]:
+        async with reported(context):
+            async for answer in method(_parsed(raw, parse), context):
+                yield answer
+
+    return call
+
+
+async def _first(raw: RawMessages, parse: Parse) -> Any:
+    async for request in _parsed(raw, parse):
+        return request
+    raise InvalidRequestError("the call ended without a message")
+
+
+async def _parsed(raw: RawMessages, parse: Parse) -> AsyncIterator[Any]:
+    async for message in raw:
+        try:
+            request = parse(message)
+        except DecodeError as error:
+            raise InvalidRequestError(f"the message cannot be parsed: {error}") from None
+        yield request
