@@ -110,7 +110,8 @@ def test_names_that_nobody_registered(client: Client, http: httpx.Client) -> Non
     with pytest.raises(tm.NotFoundError, match="no experiment is named 'split'"):
         client.generate(PROMPT, experiment="split", subject="someone")
     status, text = refused(http, {"model": "experiment:split", "prompt": PROMPT, "user": "u"})
-    assert (status, text) == (404, "no experiment is named 'split'")
+    assert status == 404
+    assert text.startswith("no experiment is named 'split'")
     with pytest.raises(tm.NotFoundError, match="'law'"):
         client.load_task("law")
     with pytest.raises(tm.NotFoundError, match="'law'"):

@@ -1,4 +1,8 @@
-"""Tenants under load, on one real server whose engine is the bottleneck."""
+"""Tenants under load, on one real server whose engine is the bottleneck.
+
+What is compared was measured in one run, but callers and server share the cores with whatever else
+runs: a run that was disturbed is repeated.
+"""
 
 import asyncio
 import math
@@ -72,6 +76,7 @@ def ask_for(shared: Shared, tenants: tuple[str, ...], num_tokens: int, seconds: 
     return asyncio.run(callers(shared, tenants, num_tokens, seconds))
 
 
+@pytest.mark.flaky(reruns=2)
 def test_a_flood_slows_nobody_else_and_gets_its_own_share(
     shared: Shared, record_property: Callable[[str, object], None]
 ) -> None:
@@ -91,6 +96,7 @@ def test_a_flood_slows_nobody_else_and_gets_its_own_share(
     assert flood[0].answers_per_s >= share
 
 
+@pytest.mark.flaky(reruns=2)
 def test_three_times_overload_delays_no_first_token(
     shared: Shared, record_property: Callable[[str, object], None]
 ) -> None:

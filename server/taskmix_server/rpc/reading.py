@@ -48,7 +48,10 @@ def _reading(handler: Any) -> Handler:
 def _with_first(method: Callable[[Any, Context], Awaitable[Any]], parse: Parse) -> Any:
     async def call(raw: RawMessages, context: Context) -> Any:
         async with reported(context):
-            request = await _first(raw, parse)
+            message: Any = await context.read()
+            if message is grpc.aio.EOF:
+                raise InvalidRequestError("the call ended without a message")
+            request = _parsed(message, parse)
         return await method(request, context)
 
     return call
@@ -57,22 +60,15 @@ def _with_first(method: Callable[[Any, Context], Awaitable[Any]], parse: Parse) 
 def _with_all(method: Callable[[Any, Context], AsyncIterator[Any]], parse: Parse) -> Any:
     async def call(raw: RawMessages, context: Context) -> AsyncIterator[Any]:
         async with reported(context):
-            async for answer in method(_parsed(raw, parse), context):
+            requests = (_parsed(message, parse) async for message in raw)
+            async for answer in method(requests, context):
                 yield answer
 
     return call
 
 
-async def _first(raw: RawMessages, parse: Parse) -> Any:
-    async for request in _parsed(raw, parse):
-        return request
-    raise InvalidRequestError("the call ended without a message")
-
-
-async def _parsed(raw: RawMessages, parse: Parse) -> AsyncIterator[Any]:
-    async for message in raw:
-        try:
-            request = parse(message)
-        except DecodeError as error:
-            raise InvalidRequestError(f"the message cannot be parsed: {error}") from None
-        yield request
+def _parsed(message: bytes, parse: Parse) -> Any:
+    try:
+        return parse(message)
+    except DecodeError as error:
+        raise InvalidRequestError(f"the message cannot be parsed: {error}") from None
