@@ -1,7 +1,7 @@
 """Tenants under load, on one real server whose engine is the bottleneck.
 
 What is compared was measured in one run, but callers and server share the cores with whatever else
-runs: a run that was disturbed is repeated.
+runs. The flood needs a machine that does nothing else; the other is repeated if it was disturbed.
 """
 
 import asyncio
@@ -76,7 +76,7 @@ def ask_for(shared: Shared, tenants: tuple[str, ...], num_tokens: int, seconds: 
     return asyncio.run(callers(shared, tenants, num_tokens, seconds))
 
 
-@pytest.mark.flaky(reruns=2)
+@pytest.mark.slow
 def test_a_flood_slows_nobody_else_and_gets_its_own_share(
     shared: Shared, record_property: Callable[[str, object], None]
 ) -> None:
