@@ -29,10 +29,10 @@ COPY . .
 RUN pip install --no-deps --force-reinstall .
 
 FROM ${PYTHON_IMAGE}
-# Triton compiles its launchers at run time.
+# Triton compiles its launchers at run time; tini reaps the workers of an engine that died.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev tini \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --system --uid 10001 --create-home --home-dir /var/lib/taskmix taskmix
 COPY --from=build /opt/taskmix /opt/taskmix
@@ -43,4 +43,4 @@ EXPOSE 50051 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=180s --retries=3 \
     CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/healthz', timeout=2)"]
 # Add --base and --bank; a flag given again replaces the one here.
-ENTRYPOINT ["taskmix", "serve", "--host", "0.0.0.0", "--grpc-port", "50051", "--http-port", "8000", "--state", "/var/lib/taskmix/state"]
+ENTRYPOINT ["tini", "--", "taskmix", "serve", "--host", "0.0.0.0", "--grpc-port", "50051", "--http-port", "8000", "--state", "/var/lib/taskmix/state"]

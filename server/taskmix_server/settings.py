@@ -21,7 +21,7 @@ class Settings:
     host: str = "127.0.0.1"
     grpc_port: int = 50051
     http_port: int = 8000
-    drain_s: float = 20.0
+    drain_s: float = 15.0
     max_queued: int | None = None
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     access: AccessConfig = field(default_factory=AccessConfig)

@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from taskmix_client import Client, UnavailableError
 from tests.support.models import Models, make_models
 from tests.support.served import Served, metrics, serving
-from tests.support.waiting import eventually
+from tests.support.waiting import all_gone, eventually
 
 PROMPT = "Once upon a time"
 GREEDY: dict[str, Any] = {"max_tokens": 16, "temperature": 0.0, "ignore_eos": True}
@@ -156,8 +156,7 @@ def test_the_engine_is_killed_mid_stream(
     assert seen['taskmix_engine_restarts_total{outcome="ok"}'] == 1.0
     assert seen["taskmix_engine_up"] == 1.0
     assert seen["taskmix_task_references"] == seen["taskmix_requests_running"] == 0.0
-    assert not core.is_running()
-    assert not worker.is_running()
+    assert all_gone((core, worker))
 
 
 def test_a_worker_is_killed_and_the_server_stopped(served: Served, http: httpx.Client) -> None:
@@ -171,7 +170,7 @@ def test_a_worker_is_killed_and_the_server_stopped(served: Served, http: httpx.C
     left = front.children(recursive=True)
     served.signal(signal.SIGTERM)
     assert served.process.wait(STOPPED_S) == 0
-    eventually(lambda: not any(child.is_running() for child in left))
+    eventually(lambda: all_gone(left))
 
 
 def engine_starts(front: psutil.Process) -> bool:

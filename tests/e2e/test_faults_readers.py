@@ -18,7 +18,7 @@ from taskmix_client import Client
 from taskmix_server.rest.connection import READER_S
 from tests.support.models import Models, make_models
 from tests.support.served import Served, metrics, serving
-from tests.support.waiting import eventually
+from tests.support.waiting import all_gone, eventually
 
 NUM_HTTP = 180
 NUM_GRPC = 20
@@ -28,7 +28,7 @@ LONG_NAME = "a:1." + "0" * 2000
 FLAGS = ("--max-queued", "4096")
 CUT_S = 30.0
 GENERATED_S = 150.0
-STOPPED_S = 30.0
+STOPPED_S = 25.0
 GROWTH_BYTES = 128 * 2**20
 
 
@@ -142,4 +142,4 @@ def test_stopping_does_not_wait_for_them(served: Served) -> None:
     for process in engine:
         with suppress(psutil.NoSuchProcess):
             process.resume()
-    eventually(lambda: not any(process.is_running() for process in engine))
+    eventually(lambda: all_gone(engine))

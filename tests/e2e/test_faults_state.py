@@ -28,7 +28,7 @@ from taskmix_server.database.connection import FILENAME
 from tests.support.models import Models, make_models
 from tests.support.served import Served, metrics, serving, taskmix
 from tests.support.tiny import TinyModel, make_base, make_finetune
-from tests.support.waiting import eventually
+from tests.support.waiting import all_gone, eventually
 
 MIX = "a:0.7+b:0.3"
 NUM_KEYS = 5
@@ -184,7 +184,7 @@ def test_killed_with_requests_running(
                 request.exception(), UnavailableError
             )
     served.exit_code()
-    eventually(lambda: not any(child.is_running() for child in children))
+    eventually(lambda: all_gone(children))
 
     with (
         serving(models.base, models.bank, state) as again,

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.models import Models, make_models
 from tests.support.served import FLAGS, TASKMIX
-from tests.support.waiting import eventually
+from tests.support.waiting import all_gone, eventually
 
 GONE_S = 30.0
 
@@ -29,6 +29,6 @@ def test_stopped_while_it_starts(models: Models, tmp_path: Path) -> None:
     engine = front.children(recursive=True)
     process.terminate()
     assert process.wait(timeout=10) == 0
-    eventually(lambda: not any(child.is_running() for child in engine), within_s=GONE_S)
+    eventually(lambda: all_gone(engine), within_s=GONE_S)
     remainder, _ = process.communicate(timeout=10)
     assert remainder == b"", "it never said that it was ready"

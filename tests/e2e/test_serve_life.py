@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from taskmix_client import Client, UnavailableError
 from tests.support.models import Models, make_models
 from tests.support.served import Served, metrics, serving
-from tests.support.waiting import eventually
+from tests.support.waiting import all_gone, eventually
 
 PROMPT = "Once upon a time"
 MIX = "a:0.7+b:0.3"
@@ -112,4 +112,4 @@ def assert_no_orphans(served: Served) -> None:
     assert children
     served.signal(signal.SIGKILL)
     served.exit_code()
-    eventually(lambda: not any(child.is_running() for child in children), within_s=GONE_S)
+    eventually(lambda: all_gone(children), within_s=GONE_S)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,7 +88,7 @@ def serving(
             remainder, _ = process.communicate(timeout=STOP_S)
             assert (process.returncode, remainder) == (0, ""), log.read_text()[-4000:]
     finally:
-        process.kill()
+        _kill_session(process.pid)
         process.communicate()
 
 
@@ -111,6 +111,14 @@ def samples(text: str) -> dict[str, float]:
     """Every sample of Prometheus text by its name and labels, as written there."""
     lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
     return {name: float(value) for name, _, value in lines}
+
+
+def _kill_session(leader: int) -> None:
+    """Kill a server and what it started, stopped processes and orphans too: they hold its pipe."""
+    for process in psutil.process_iter():
+        with suppress(ProcessLookupError, psutil.NoSuchProcess):
+            if os.getsid(process.pid) == leader:
+                process.kill()
 
 
 def _ready_line(process: subprocess.Popen[str], log: Path) -> dict[str, str]:

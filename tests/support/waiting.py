@@ -1,8 +1,10 @@
-"""Waiting for a condition of another process, with a deadline."""
+"""Waiting for a condition of another process, with a deadline; whether a process is gone."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
+
+import psutil
 
 POLL_S = 0.05
 T = TypeVar("T")
@@ -15,3 +17,15 @@ def eventually(probe: Callable[[], T], *, within_s: float = 30.0) -> T:
         assert time.monotonic() < deadline_s, f"not within {within_s} s, last seen: {seen!r}"
         time.sleep(POLL_S)
     return seen
+
+
+def all_gone(processes: Iterable[psutil.Process]) -> bool:
+    """Whether none of them runs. An orphan may stay a zombie: not every init process reaps."""
+    return not any(map(_runs, processes))
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
