@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from taskmix_client import Arm, AsyncClient, Client, ExperimentDesign, ShadowArm
-from taskmix_server.runtime.shadows import MAX_PENDING
+from taskmix_server.runtime.experiments.shadows import MAX_PENDING
 from tests.support.served import Served, metrics
 from tests.support.waiting import eventually
 

@@ -6,8 +6,8 @@ from typing import Any
 from starlette.types import Message, Send
 
 from taskmix_server.errors import InvalidRequestError
-from taskmix_server.runtime.admission import Ask
-from taskmix_server.runtime.tickets import Ticket
+from taskmix_server.runtime.admission.admission import Ask
+from taskmix_server.runtime.admission.tickets import Ticket
 from taskmix_server.tenancy.tenant import Limits
 
 Body = dict[str, Any]

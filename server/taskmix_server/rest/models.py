@@ -11,7 +11,7 @@ from typing import Any
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 
 from taskmix_server.engine.vllm.compat import LoRARequest
-from taskmix_server.runtime.tickets import Ticket
+from taskmix_server.runtime.admission.tickets import Ticket
 from taskmix_server.telemetry.requests import RequestRecord
 
 

@@ -16,7 +16,7 @@ from taskmix_server.domain.generation import SamplingOptions
 from taskmix_server.engine.vllm.phases import phases_of
 from taskmix_server.errors import InvalidRequestError, UnavailableError
 from taskmix_server.rest.models import RESOLVED, ResolvedModel
-from taskmix_server.runtime.copies import Copy
+from taskmix_server.runtime.experiments.copies import Copy
 from taskmix_server.telemetry.requests import EngineRun
 
 

@@ -14,7 +14,7 @@ from taskmix_server.experiments.results import ALPHA, Results, results
 from taskmix_server.experiments.rights import changed_by, exists_for, seen_by
 from taskmix_server.experiments.store import ExperimentStore
 from taskmix_server.runtime.changes import Changes
-from taskmix_server.runtime.experiments import Experiments
+from taskmix_server.runtime.experiments.running import Experiments
 from taskmix_server.services.drafts import Draft, Mixes
 from taskmix_server.tenancy.principal import Principal
 from taskmix_server.tenancy.tenant import Verb

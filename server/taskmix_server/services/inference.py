@@ -31,16 +31,16 @@ from taskmix_server.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
-from taskmix_server.runtime.admission import Admission, Ask
-from taskmix_server.runtime.arms import Assigned
-from taskmix_server.runtime.copies import Copy
-from taskmix_server.runtime.costs import TokenCosts
-from taskmix_server.runtime.experiments import Experiments
+from taskmix_server.runtime.admission.admission import Admission, Ask
+from taskmix_server.runtime.admission.costs import TokenCosts
+from taskmix_server.runtime.admission.tickets import Ticket
+from taskmix_server.runtime.experiments.arms import Assigned
+from taskmix_server.runtime.experiments.copies import Copy
+from taskmix_server.runtime.experiments.running import Experiments
+from taskmix_server.runtime.experiments.shadows import Shadows
 from taskmix_server.runtime.mixes import NamedMixStore
 from taskmix_server.runtime.recipes import RecipeExpander
-from taskmix_server.runtime.shadows import Shadows
 from taskmix_server.runtime.state import ServerState
-from taskmix_server.runtime.tickets import Ticket
 from taskmix_server.runtime.variants import VariantCache
 from taskmix_server.services.pieces import advance, joined, totals
 from taskmix_server.telemetry.labels import BASE, INLINE

@@ -8,9 +8,9 @@ import pytest
 
 from taskmix_composer.mix import Mix
 from taskmix_server.errors import InvalidRequestError, ResourceExhaustedError
-from taskmix_server.runtime.admission import Admission, Ask
-from taskmix_server.runtime.costs import TokenCosts
-from taskmix_server.runtime.tickets import Ticket
+from taskmix_server.runtime.admission.admission import Admission, Ask
+from taskmix_server.runtime.admission.costs import TokenCosts
+from taskmix_server.runtime.admission.tickets import Ticket
 from taskmix_server.tenancy.principal import Principal
 from taskmix_server.tenancy.tenant import Limits, Tenant
 from tests.unit.server.conftest import Parts

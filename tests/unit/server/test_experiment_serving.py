@@ -20,7 +20,7 @@ from taskmix_composer.build import build_bank
 from taskmix_composer.config import Scheme
 from taskmix_composer.forms import Forms
 from taskmix_server.domain.generation import ExperimentTarget, GenerationRequest, SamplingOptions
-from taskmix_server.runtime.guardrails import Guardrails
+from taskmix_server.runtime.experiments.guardrails import Guardrails
 from taskmix_server.telemetry.requests import RequestRecord
 from taskmix_server.tenancy.principal import DEFAULT
 from tests.unit.composer.models import make_weights, save_model, tuned

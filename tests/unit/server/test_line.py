@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taskmix_server.runtime.line import KEPT_S, Line, Place
+from taskmix_server.runtime.admission.line import KEPT_S, Line, Place
 from taskmix_server.tenancy.fairness import FIRST_OUTPUT, Cost, Shares
 
 

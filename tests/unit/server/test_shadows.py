@@ -14,8 +14,8 @@ from taskmix_server.domain.generation import ExperimentTarget, GenerationRequest
 from taskmix_server.experiments.design import Arm, Design, Shadow
 from taskmix_server.experiments.experiment import Experiment
 from taskmix_server.experiments.results import ShadowResult, results
-from taskmix_server.runtime.copies import Copy
-from taskmix_server.runtime.shadows import (
+from taskmix_server.runtime.experiments.copies import Copy
+from taskmix_server.runtime.experiments.shadows import (
     BUSY,
     FULL,
     KEEP,

@@ -13,8 +13,8 @@ from taskmix_server.experiments.guardrail import Limit, Rule
 from taskmix_server.experiments.outcome import Outcome
 from taskmix_server.experiments.recording import RecordStore
 from taskmix_server.experiments.store import ExperimentStore
-from taskmix_server.runtime.experiments import Experiments
-from taskmix_server.runtime.guardrails import Guardrails
+from taskmix_server.runtime.experiments.guardrails import Guardrails
+from taskmix_server.runtime.experiments.running import Experiments
 from taskmix_server.tenancy.audit import AuditLog
 from taskmix_server.tenancy.principal import DEFAULT
 from tests.unit.server.experiments.designs import AUTHOR, Clock, draft, measured

@@ -22,9 +22,9 @@ from taskmix_server.experiments.experiment import Experiment
 from taskmix_server.experiments.outcome import CANCELLED, Measured
 from taskmix_server.experiments.recording import RecordStore
 from taskmix_server.experiments.store import ExperimentStore
-from taskmix_server.runtime import experiments as runtime
-from taskmix_server.runtime.arms import Assigned
-from taskmix_server.runtime.experiments import Experiments
+from taskmix_server.runtime.experiments import running as runtime
+from taskmix_server.runtime.experiments.arms import Assigned
+from taskmix_server.runtime.experiments.running import Experiments
 from taskmix_server.telemetry.metrics import Metrics
 from taskmix_server.telemetry.requests import EngineRun, RequestRecord
 from taskmix_server.tenancy.principal import DEFAULT, Principal

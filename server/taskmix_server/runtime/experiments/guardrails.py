@@ -12,7 +12,7 @@ from taskmix_server.experiments.evidence import Breach, breaches
 from taskmix_server.experiments.experiment import Experiment, Status
 from taskmix_server.experiments.guardrail import Rule
 from taskmix_server.experiments.store import Check, ExperimentStore, Now, utc_now
-from taskmix_server.runtime.experiments import Experiments
+from taskmix_server.runtime.experiments.running import Experiments
 from taskmix_server.telemetry.outcomes import FAILED, OK
 from taskmix_server.tenancy.audit import Author
 

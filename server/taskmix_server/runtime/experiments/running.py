@@ -16,8 +16,8 @@ from taskmix_server.experiments.outcome import CANCELLED, Measured
 from taskmix_server.experiments.recording import RecordStore
 from taskmix_server.experiments.rights import seen_by
 from taskmix_server.experiments.store import ExperimentStore, Now, utc_now
-from taskmix_server.runtime.arms import Assigned, Served
 from taskmix_server.runtime.changes import Changes
+from taskmix_server.runtime.experiments.arms import Assigned, Served
 from taskmix_server.telemetry import outcomes
 from taskmix_server.telemetry.requests import RequestRecord
 from taskmix_server.tenancy.principal import Principal

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from taskmix_server.errors import InvalidRequestError, ResourceExhaustedError
-from taskmix_server.runtime.line import Line
-from taskmix_server.runtime.tickets import Ticket, Usage
+from taskmix_server.runtime.admission.line import Line
+from taskmix_server.runtime.admission.tickets import Ticket, Usage
 from taskmix_server.tenancy.principal import Principal
 from taskmix_server.tenancy.tenant import Limits
 

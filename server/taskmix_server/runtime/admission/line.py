@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from taskmix_server.runtime.pace import Now, Pace
+from taskmix_server.runtime.admission.pace import Now, Pace
 from taskmix_server.tenancy.fairness import Cost, Shares
 
 PRIORITY_SCALE = 1000

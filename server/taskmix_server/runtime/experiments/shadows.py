@@ -16,9 +16,9 @@ from taskmix_server.errors import FailedPreconditionError, InvalidRequestError
 from taskmix_server.experiments.design import Shadow
 from taskmix_server.experiments.outcome import Measured
 from taskmix_server.experiments.recording import RecordStore
-from taskmix_server.runtime.arms import Assigned
-from taskmix_server.runtime.copies import Copy
-from taskmix_server.runtime.experiments import Experiments
+from taskmix_server.runtime.experiments.arms import Assigned
+from taskmix_server.runtime.experiments.copies import Copy
+from taskmix_server.runtime.experiments.running import Experiments
 from taskmix_server.runtime.variants import VariantCache
 from taskmix_server.telemetry.outcomes import FAILED, OK
 from taskmix_server.telemetry.requests import RequestRecord

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from taskmix_server.errors import InvalidRequestError
-from taskmix_server.runtime.copies import Copy
-from taskmix_server.runtime.line import Line, Place
+from taskmix_server.runtime.admission.line import Line, Place
+from taskmix_server.runtime.experiments.copies import Copy
 from taskmix_server.tenancy.bucket import Bucket
 from taskmix_server.tenancy.fairness import Cost
 from taskmix_server.tenancy.tenant import Tenant

@@ -1,0 +1,1 @@
+"""Who comes into the engine, when, and what it is charged."""

@@ -1,0 +1,1 @@
+"""Running experiments: which arm answers, copies for shadow arms, and rules that stop arms."""
