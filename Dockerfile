@@ -37,6 +37,8 @@ RUN apt-get update \
     && useradd --system --uid 10001 --create-home --home-dir /var/lib/taskmix taskmix
 COPY --from=build /opt/taskmix /opt/taskmix
 ENV PATH=/opt/taskmix/bin:$PATH PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1
+# One pool of memory for all threads: docs/operations.md says what it is for.
+ENV MALLOC_ARENA_MAX=1
 USER 10001
 WORKDIR /var/lib/taskmix
 EXPOSE 50051 8000
@@ -44,4 +46,4 @@ EXPOSE 50051 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=180s --retries=3 \
     CMD ["sh", "-c", "curl -sfm2 http://127.0.0.1:8000/healthz || curl -skfm2 https://127.0.0.1:8000/healthz"]
 # Add --base and --bank; a flag given again replaces the one here.
-ENTRYPOINT ["tini", "--", "taskmix", "serve", "--host", "0.0.0.0", "--grpc-port", "50051", "--http-port", "8000", "--state", "/var/lib/taskmix/state"]
+ENTRYPOINT ["tini", "--", "taskmix", "serve", "--host", "0.0.0.0", "--grpc-port", "50051", "--http-port", "8000", "--state", "/var/lib/taskmix"]

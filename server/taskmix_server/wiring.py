@@ -19,10 +19,11 @@ from taskmix_server.rpc.server import GrpcEdge
 from taskmix_server.runtime.admission.admission import Admission
 from taskmix_server.runtime.admission.costs import TokenCosts
 from taskmix_server.runtime.certificates import CertificateFiles
-from taskmix_server.runtime.changes import Changes
+from taskmix_server.runtime.changes import MAX_WAIT_S, Changes
 from taskmix_server.runtime.experiments.guardrails import Guardrails
 from taskmix_server.runtime.experiments.running import Experiments
 from taskmix_server.runtime.experiments.shadows import Shadows
+from taskmix_server.runtime.experiments.tidying import Tidying
 from taskmix_server.runtime.loads import TaskLoads
 from taskmix_server.runtime.mixes import NamedMixStore
 from taskmix_server.runtime.recipes import RecipeExpander
@@ -126,9 +127,7 @@ async def wire(
     metrics = reporter.metrics
     shared = _shared(bank, engine, kept.database, metrics)
     await _load_all(bank, shared.tasks)
-    shadows = Shadows(
-        engine, shared.variants, shared.experiments, shared.records, metrics.record_shadow
-    )
+    shadows = Shadows(engine, shared.variants, shared.experiments, metrics.record_shadow)
     inference = InferenceService(
         engine,
         shared.variants,
@@ -165,7 +164,7 @@ async def wire(
         http,
         supervisor,
         shared.experiments,
-        (guardrails.run, shadows.run),
+        (guardrails.run, shadows.run, Tidying(kept.database).run),
     )
 
 
@@ -234,7 +233,7 @@ def _services(
         shared.recipes,
         shared.mixes,
         shared.audit,
-        Changes(),
+        Changes(),  # loads take the time that they take
         TaskLoads(shared.tasks),
     )
     experiments = ExperimentService(
@@ -243,13 +242,16 @@ def _services(
         shared.records,
         shared.experiments,
         Mixes(shared.variants, shared.recipes, shared.mixes),
-        Changes(),
+        Changes(MAX_WAIT_S),
+    )
+    tenants = TenantService(
+        TenantStore(kept.database), shared.audit, kept.authenticator, Changes(MAX_WAIT_S)
     )
     open_routes = (METRICS,) if settings.access.metrics_open else ()
     return Services(
         AccessService(kept.authenticator, open_routes, metrics.record_denial),
         inference,
         bank,
-        TenantService(TenantStore(kept.database), shared.audit, kept.authenticator, Changes()),
+        tenants,
         experiments,
     )

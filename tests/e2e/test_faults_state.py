@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import sqlite3
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ from tests.support.waiting import all_gone, eventually
 
 MIX = "a:0.7+b:0.3"
 NUM_KEYS = 5
+NUM_AT_ONCE = 8
+ANSWERED_S = 30.0
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +73,26 @@ def assert_generates(served: Served, client: Client, key: str) -> None:
     body = {"model": MIX, "prompt": "x", "max_tokens": 2}
     answer = httpx.post(f"{served.http}/v1/completions", json=body, headers=headers, timeout=30)
     assert answer.status_code == 200, answer.text
+
+
+def assert_generates_at_once(served: Served, key: str) -> None:
+    """Many requests are answered that are made at the same time, under a registered mix too."""
+    headers = {"authorization": f"Bearer {key}"}
+    models = [model for model in ("kept", MIX, "a:1") for _ in range(NUM_AT_ONCE)]
+    with (
+        ThreadPoolExecutor(len(models)) as threads,
+        httpx.Client(base_url=served.http, headers=headers, timeout=60) as http,
+    ):
+        asked = [
+            threads.submit(
+                http.post,
+                "/v1/completions",
+                json={"model": model, "prompt": "x", "max_tokens": 1},
+            )
+            for model in models
+        ]
+        for answer in asked:
+            assert answer.result().status_code == 200, answer.result().text
 
 
 def assert_refuses_changes(served: Served, client: Client, key: str, reason: str) -> None:
@@ -122,6 +145,30 @@ def test_a_database_that_is_locked(served: Served, client: Client, key: str, sta
     assert_takes_changes(client)
 
 
+@pytest.mark.timeout(120)
+def test_many_changes_while_the_database_is_locked(
+    served: Served, client: Client, state: Path
+) -> None:
+    """Each takes seconds to be refused, one after the other: who is far behind hears before."""
+
+    def refused_after_s() -> float:
+        asked_s = time.monotonic()
+        with pytest.raises(UnavailableError, match="nothing was changed"):
+            client.create_key("ops")
+        return time.monotonic() - asked_s
+
+    known = client.keys()
+    other = sqlite3.connect(state / FILENAME, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with ThreadPoolExecutor(10) as threads:
+        waits_s = [threads.submit(refused_after_s) for _ in range(10)]
+        assert max(wait_s.result() for wait_s in waits_s) < ANSWERED_S
+    other.execute("ROLLBACK")
+    other.close()
+    assert client.keys() == known
+    assert_takes_changes(client)
+
+
 def test_a_disk_that_is_full(served: Served, client: Client, key: str) -> None:
     with no_room(psutil.Process(served.process.pid)):
         assert_refuses_changes(served, client, key, "disk|full")
@@ -129,7 +176,9 @@ def test_a_disk_that_is_full(served: Served, client: Client, key: str) -> None:
 
 
 def test_a_database_that_is_gone(served: Served, client: Client, key: str, state: Path) -> None:
+    client.register_mix("kept", MIX)
     with moved_away(state / FILENAME):
+        assert_generates_at_once(served, key)
         assert_refuses_changes(served, client, key, "gone")
         assert not (state / FILENAME).exists()
     assert_takes_changes(client)

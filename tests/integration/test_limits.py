@@ -175,16 +175,27 @@ def test_tokens_per_second_are_those_that_answers_report(user: User) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_http_is_charged_alike(user: User, stream: bool) -> None:
+@pytest.mark.parametrize(
+    ("body", "num_prompt_tokens", "num_answers"),
+    [
+        ({}, len(PROMPT), 1),
+        ({"n": 2}, len(PROMPT), 2),
+        ({"prompt": [PROMPT, "x"], "n": 2}, len(PROMPT) + 1, 4),
+    ],
+    ids=str,
+)
+def test_http_is_charged_alike(
+    user: User, body: dict[str, Any], num_prompt_tokens: int, num_answers: int, stream: bool
+) -> None:
     user.limit(tokens_per_s=1.0)
     with user.http() as http:
         started_s = time.monotonic()
-        answer = complete(http, max_tokens=30, ignore_eos=True, stream=stream)
+        answer = complete(http, max_tokens=30, ignore_eos=True, stream=stream, **body)
         assert answer.status_code == 200, answer.text
         refused = complete(http)
         passed_s = time.monotonic() - started_s
     assert refused.status_code == 429
-    debt_s = len(PROMPT) + 30
+    debt_s = num_prompt_tokens + 30 * num_answers
     assert debt_s - passed_s <= int(refused.headers["retry-after"]) <= debt_s
 
 
@@ -229,6 +240,29 @@ def test_what_is_too_much_for_one_request(
         assert user.num_refused("http", "invalid") == 3.0
         user.limit()
         assert complete(http, **asked).status_code == 200
+
+
+def test_a_length_counts_where_vllm_reads_it(user: User) -> None:
+    """`/v1/completions` knows no `max_completion_tokens`, the chat's route knows both."""
+    user.limit(max_output_tokens=5)
+    short = {"max_completion_tokens": 1, "ignore_eos": True}
+    with user.http() as http:
+        refused = complete(http, **{**short, "max_tokens": 40})
+        assert refused.status_code == 400, refused.text
+        assert "max_output_tokens" in refused.json()["error"]["message"]
+        answers = (
+            (http.post("/v1/completions", json={"prompt": PROMPT, **short}), 5),
+            (http.post("/v1/chat/completions", json={"messages": TURNS, **short}), 1),
+        )
+        for answer, num_tokens in answers:
+            assert answer.json()["usage"]["completion_tokens"] == num_tokens
+
+
+def test_a_body_that_is_refused_was_a_request(user: User) -> None:
+    user.limit(requests_per_s=1e-3)
+    with user.http() as http:
+        answers = [http.post("/v1/completions", content=b"{") for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [400, 429]
 
 
 def test_who_names_no_length_gets_what_is_allowed(user: User) -> None:

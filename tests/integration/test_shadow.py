@@ -16,7 +16,7 @@ from tests.support.served import Served, metrics
 from tests.support.waiting import eventually
 
 NUM_TOKENS = 240
-NUM_ROUNDS = 5
+NUM_ROUNDS = 8
 NUM_REQUESTS = 8
 MAX_THINK_S = 0.6
 COST = 1.05
@@ -84,22 +84,23 @@ def test_what_a_shadow_tells(served: Served, client: Client, sdk: openai.OpenAI)
 async def test_a_shadow_costs_little_where_there_is_room(served: Served, client: Client) -> None:
     """Callers who come now and then wait as long with every request copied as with none.
 
-    To tell 5 % apart, the machine must do nothing else.
+    The 95th percentiles are of all answers, so that no slow round is overlooked. To tell 5 % apart,
+    the machine must do nothing else.
     """
     copied = running(client, "copied", ShadowArm("next", "a:0.6+c:0.4", rate=1.0))
     with running(client, "plain"), copied:
         before = copies(served)
-        p95_s: dict[str, list[float]] = {"plain": [], "copied": []}
+        waits: dict[str, list[float]] = {"plain": [], "copied": []}
         async with AsyncClient(served.grpc, timeout_s=60) as asking:
             for number in range(NUM_ROUNDS):
-                for name in sorted(p95_s, reverse=bool(number % 2)):
-                    waits = await round_of(asking, name, seed=number)
-                    p95_s[name].append(float(np.quantile(waits, 0.95)))
+                for name in sorted(waits, reverse=bool(number % 2)):
+                    waits[name] += await round_of(asking, name, seed=number)
         after = copies(served)
         num_copied = NUM_ROUNDS * NUM_REQUESTS
         assert after["ok"] - before.get("ok", 0.0) > num_copied / 4
         merges = metrics(served.http)["taskmix_merges"]
-        assert min(p95_s["copied"]) <= COST * min(p95_s["plain"]), (p95_s, merges, before, after)
+        p95_s = {name: float(np.quantile(seconds, 0.95)) for name, seconds in waits.items()}
+        assert p95_s["copied"] <= COST * p95_s["plain"], (p95_s, waits, merges, before, after)
 
 
 async def round_of(asking: AsyncClient, experiment: str, seed: int) -> list[float]:

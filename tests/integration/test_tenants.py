@@ -225,7 +225,8 @@ def test_the_command_line(guarded: Guarded) -> None:
             timeout=120,
         )
 
-    assert ran("generate", "--mix", "a", "--max-tokens", "1", "x", key=guarded.keys["carol"])
+    answered = ran("generate", "--mix", "a", "--max-tokens", "1", "x", key=guarded.keys["carol"])
+    assert answered.returncode == 0, answered.stderr
     assert ran("tenants", "list", key=guarded.keys["ops"]).stdout.count("\n") == 5
     refused = ran("tenants", "list", key=guarded.keys["carol"])
     assert (refused.returncode, refused.stdout) == (1, "")

@@ -95,6 +95,17 @@ def test_a_mix_is_not_merged_before_that_pays(oracle: Oracle) -> None:
     engine.close()
 
 
+def test_a_shadow_merges_nothing_and_answers_alike(oracle: Oracle) -> None:
+    engine = engine_of(oracle, CACHE_BYTES)
+    shadows = engine.greedy([MIX] * 3, PROMPTS, num_tokens=8, is_shadow=True)
+    assert engine.memory().merges == 0
+    assert engine.memory().steps_added > 0
+    served = engine.greedy([MIX] * 3, PROMPTS, num_tokens=8)
+    assert engine.memory().merges == 1
+    assert [answer.tokens for answer in shadows] == [answer.tokens for answer in served]
+    engine.close()
+
+
 def test_a_mix_that_does_not_fit_the_budget_is_not_merged(oracle: Oracle) -> None:
     engine = engine_of(oracle, 1000)
     oracle.check(engine, [MIX] * 3, PROMPTS)

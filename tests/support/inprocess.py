@@ -17,6 +17,7 @@ from taskmix_composer.mix import Mix
 from taskmix_server.engine.base import DeltaMemory
 from taskmix_server.engine.config import EngineConfig
 from taskmix_server.engine.vllm import compat
+from taskmix_server.engine.vllm.carriers import as_shadow
 from taskmix_server.engine.vllm.config import engine_options
 from taskmix_server.engine.vllm.plugin import register
 from tests.support.waiting import eventually
@@ -90,13 +91,21 @@ class InProcessEngine:
         return reply["value"]
 
     def greedy(
-        self, mixes: Sequence[Mix], prompts: Sequence[Sequence[int]], num_tokens: int
+        self,
+        mixes: Sequence[Mix],
+        prompts: Sequence[Sequence[int]],
+        num_tokens: int,
+        *,
+        is_shadow: bool = False,
     ) -> list[Answer]:
-        """Answer each prompt under its mix, all in one batch."""
+        """Answer each prompt under its mix, all in one batch; as shadows do, if `is_shadow`."""
+        carriers = [self._request(mix) for mix in mixes]
+        if is_shadow:
+            carriers = [carrier and as_shadow(carrier) for carrier in carriers]
         outputs = self._llm.generate(
             [{"prompt_token_ids": list(prompt)} for prompt in prompts],
             SamplingParams(temperature=0.0, max_tokens=num_tokens, logprobs=0, ignore_eos=True),
-            lora_request=[self._request(mix) for mix in mixes],
+            lora_request=carriers,
             use_tqdm=False,
         )
         return [_answer(output) for output in outputs]

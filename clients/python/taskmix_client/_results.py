@@ -68,4 +68,5 @@ def _shadow(message: pb.ShadowResult) -> ShadowResult:
         agreement=message.agreement if message.HasField("agreement") else None,
         served_logprob=message.served_logprob if message.HasField("served_logprob") else None,
         tokens=message.tokens,
+        served_tokens=message.served_tokens,
     )

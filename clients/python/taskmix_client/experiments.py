@@ -199,7 +199,7 @@ class SampleRatio:
 
 @dataclass(frozen=True, slots=True)
 class ShadowResult:
-    """What a shadow arm's answers were like, compared with the served ones."""
+    """What a shadow arm's answers were like, compared with those served to the same requests."""
 
     arm: str
     num_requests: int
@@ -207,6 +207,7 @@ class ShadowResult:
     agreement: float | None
     served_logprob: float | None
     tokens: float
+    served_tokens: float
 
 
 @dataclass(frozen=True, slots=True)

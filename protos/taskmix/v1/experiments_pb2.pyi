@@ -686,6 +686,7 @@ class ShadowResult(_message.Message):
     AGREEMENT_FIELD_NUMBER: _builtins.int
     SERVED_LOGPROB_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
+    SERVED_TOKENS_FIELD_NUMBER: _builtins.int
     arm: _builtins.str
     """The shadow arm."""
     requests: _builtins.int
@@ -698,6 +699,8 @@ class ShadowResult(_message.Message):
     """The mean natural logarithm of the probability of a served token."""
     tokens: _builtins.float
     """Tokens of an answer, on average."""
+    served_tokens: _builtins.float
+    """Tokens of what was served to the same requests, on average."""
     def __init__(
         self,
         *,
@@ -707,10 +710,11 @@ class ShadowResult(_message.Message):
         agreement: _builtins.float | None = ...,
         served_logprob: _builtins.float | None = ...,
         tokens: _builtins.float = ...,
+        served_tokens: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_agreement", b"_agreement", "_served_logprob", b"_served_logprob", "agreement", b"agreement", "served_logprob", b"served_logprob"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_agreement", b"_agreement", "_served_logprob", b"_served_logprob", "agreement", b"agreement", "arm", b"arm", "error_rate", b"error_rate", "requests", b"requests", "served_logprob", b"served_logprob", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_agreement", b"_agreement", "_served_logprob", b"_served_logprob", "agreement", b"agreement", "arm", b"arm", "error_rate", b"error_rate", "requests", b"requests", "served_logprob", b"served_logprob", "served_tokens", b"served_tokens", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__agreement: _TypeAlias = _typing.Literal["agreement"]  # noqa: Y015
     _WhichOneofArgType__agreement: _TypeAlias = _typing.Literal["_agreement", b"_agreement"]  # noqa: Y015

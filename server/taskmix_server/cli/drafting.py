@@ -8,8 +8,9 @@ import click
 
 from taskmix_client import Arm, ExperimentDesign, Guardrail, ShadowArm
 
+_NAME = r"[a-z0-9][a-z0-9._-]*"
 _GUARDRAIL = re.compile(
-    r"(?P<metric>[a-z0-9][a-z0-9._-]*)(?::p(?P<percentile>[0-9.]+))?"
+    rf"(?P<metric>{_NAME}(?:/{_NAME})?)(?::p(?P<percentile>[0-9.]+))?"
     r"(?P<limit><=|>=)(?P<bound>[0-9.eE+-]+)(?P<relative>x?)"
 )
 _LIMITS = {"<=": "at_most", ">=": "at_least"}
@@ -51,7 +52,7 @@ _OPTIONS = (
         multiple=True,
         metavar="RULE",
         help="What an arm must keep to: error_rate<=0.02, latency_s:p95<=1.5x (times the "
-        "control's), quality>=0.6; repeated.",
+        "control's), right/right.count>=0.6 (reported, over how often it was reported); repeated.",
     ),
 )
 
@@ -113,8 +114,8 @@ def _guardrail(text: str) -> Guardrail:
     match = _GUARDRAIL.fullmatch(text.replace(" ", ""))
     if match is None:
         raise click.UsageError(
-            f"--guardrail takes a rule such as error_rate<=0.02 or latency_s:p95<=1.5x, got "
-            f"{text!r}"
+            "--guardrail takes a rule such as error_rate<=0.02, latency_s:p95<=1.5x or "
+            f"right/right.count>=0.6, got {text!r}"
         )
     try:
         percentile = match["percentile"]

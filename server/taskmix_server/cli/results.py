@@ -15,6 +15,8 @@ def print_results(results: Results) -> None:
     click.echo(f"{item.name}@{item.version} is {item.status}, ramp {item.ramp_percent:g} %")
     for halt in item.halted:
         click.echo(f"arm {halt.arm} was stopped: {halt.why}")
+        if halt.arm != item.design.arms[0].name:
+            click.echo("its metrics, and the control's that they are compared with, end there")
     click.echo()
     _print_traffic(results)
     click.echo()
@@ -105,7 +107,10 @@ def _compared(result: MetricResult) -> list[tuple[str, Comparison]]:
 
 
 def _print_shadows(results: Results) -> None:
-    head = ("shadow", "requests", "error rate", "agreement", "log-probability", "tokens")
+    head = (
+        *("shadow", "requests", "error rate", "agreement", "log-probability"),
+        *("tokens", "served tokens"),
+    )
     rows = [
         (
             shadow.arm,
@@ -114,6 +119,7 @@ def _print_shadows(results: Results) -> None:
             _optional(shadow.agreement),
             _optional(shadow.served_logprob),
             f"{shadow.tokens:.4g}",
+            f"{shadow.served_tokens:.4g}",
         )
         for shadow in results.shadows
     ]

@@ -3,7 +3,7 @@
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
@@ -18,19 +18,31 @@ from taskmix_server.database.schema import upgrade
 from taskmix_server.errors import UnavailableError
 
 BUSY_S = 5.0
+NUM_CONNECTIONS = 16
 FILENAME = "taskmix.db"
 _BEGIN = "taskmix_begin"
 
 
 class Database:
-    """Everything that outlives the server. Calls block; make them off the event loop."""
+    """Everything that outlives the server. Calls block; make them off the event loop.
+
+    All connections are made at the start: they go on reading what was opened when its file is
+    deleted, and none reads another file that was put in its place.
+    """
 
     def __init__(self, url: str, is_there: Callable[[], bool] = lambda: True) -> None:
         """`url` is SQLAlchemy's, such as `sqlite:////var/lib/taskmix/taskmix.db`.
 
         is_there: whether what was opened is what the next start will find.
         """
-        self._engine = create_engine(url, pool_timeout=BUSY_S)
+        # The one that was used last comes first, lest each of them fills a cache of its own.
+        self._engine = create_engine(
+            url,
+            pool_size=NUM_CONNECTIONS,
+            max_overflow=0,
+            pool_timeout=BUSY_S,
+            pool_use_lifo=True,
+        )
         self._is_there = is_there
         self._turn = threading.Lock()  # one waits for another process's lock, holding a connection
         if self._engine.dialect.name == "sqlite":
@@ -40,6 +52,7 @@ class Database:
         try:
             with _named_failures():
                 upgrade(self._writer)
+                self._connect_all()
         except BaseException:
             self.close()
             raise
@@ -76,6 +89,11 @@ class Database:
 
     def close(self) -> None:
         self._engine.dispose()
+
+    def _connect_all(self) -> None:
+        with ExitStack() as held:
+            for _ in range(NUM_CONNECTIONS):
+                held.enter_context(self._engine.connect())
 
     @contextmanager
     def _in_turn(self) -> Iterator[None]:

@@ -150,12 +150,16 @@ class ExposureRow(Base):
 class MeasuredRequestRow(Base):
     """What was measured of one request under one arm. Without an exposure it had no subject.
 
-    Times are seconds. `error` and `finish_reason` are empty where there was none. `agreement` and
-    `served_logprob` compare a shadow's answer with the served one.
+    Times are seconds. `error` and `finish_reason` are empty where there was none. `agreement`,
+    `served_logprob` and `served_tokens` compare a shadow's answer with the served one.
     """
 
     __tablename__ = "experiment_requests"
-    __table_args__ = (Index(None, "experiment_id", "request_id"),)
+    __table_args__ = (
+        Index(None, "experiment_id", "request_id"),
+        Index("ix_experiment_requests_arm", "experiment_id", "arm", "is_shadow", "at"),
+        Index(None, "is_shadow", "at"),
+    )
 
     id: Mapped[int] = mapped_column(BIG_ID, primary_key=True, autoincrement=True)
     experiment_id: Mapped[int] = mapped_column(ForeignKey("experiments.id"))
@@ -166,7 +170,7 @@ class MeasuredRequestRow(Base):
     request_id: Mapped[str] = mapped_column(String(64))
     arm: Mapped[str] = mapped_column(String(64))
     is_shadow: Mapped[bool] = mapped_column(Boolean)
-    at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+    at: Mapped[datetime] = mapped_column(UtcDateTime)
     latency_s: Mapped[float] = mapped_column(Float)
     ttft_s: Mapped[float | None] = mapped_column(Float)
     num_tokens: Mapped[int] = mapped_column(Integer)
@@ -174,20 +178,27 @@ class MeasuredRequestRow(Base):
     finish_reason: Mapped[str] = mapped_column(String(16))
     agreement: Mapped[float | None] = mapped_column(Float)
     served_logprob: Mapped[float | None] = mapped_column(Float)
+    served_tokens: Mapped[int | None] = mapped_column(Integer)
 
 
 class OutcomeRow(Base):
-    """A number that a caller reported of a subject or of a request. `key` is the caller's own."""
+    """A number that a caller reported of a subject or of a request.
+
+    `key` is the caller's own, one for all versions of an experiment; `experiment` is their name.
+    `request_id` is empty for what is of a subject; what is of a request has an exposure too, if the
+    request had a subject.
+    """
 
     __tablename__ = "experiment_outcomes"
-    __table_args__ = (UniqueConstraint("tenant_id", "key"),)
+    __table_args__ = (UniqueConstraint("experiment", "tenant_id", "key"),)
 
     id: Mapped[int] = mapped_column(BIG_ID, primary_key=True, autoincrement=True)
+    experiment: Mapped[str] = mapped_column(String(64))
     experiment_id: Mapped[int] = mapped_column(ForeignKey("experiments.id"), index=True)
     exposure_id: Mapped[int | None] = mapped_column(
         ForeignKey("experiment_exposures.id"), index=True
     )
-    request_row_id: Mapped[int | None] = mapped_column(ForeignKey("experiment_requests.id"))
+    request_id: Mapped[str] = mapped_column(String(64))
     tenant_id: Mapped[str] = mapped_column(String(32))
     key: Mapped[str] = mapped_column(String(128))
     metric: Mapped[str] = mapped_column(String(64))

@@ -17,6 +17,15 @@ MAX_HEAD_BYTES = 16 * 2**10
 MAX_JSON_DEPTH = 64
 """Objects and lists in each other, of a body."""
 
+MAX_JSON_NESTED = 2**16
+"""Objects and lists of a body, in all."""
+
+MAX_JSON_TEXTS = 2**18
+"""Texts of a body, names of fields among them."""
+
+MAX_JSON_VALUES = 2**21
+"""Values of a body: objects, lists, and what is in them."""
+
 MAX_PROMPT_CHARACTERS = 4 * 2**20
 """Of a prompt, or of all messages of a conversation; the model's own length is far below."""
 
@@ -31,6 +40,9 @@ MAX_PROMPTS = 1024
 
 MAX_COMPLETIONS = 128
 """Answers to one prompt (`n`)."""
+
+MAX_MASKS = 4096
+"""Of a term of a mix (gRPC)."""
 
 MAX_STOP_STRINGS = 16
 

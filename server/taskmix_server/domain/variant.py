@@ -12,6 +12,7 @@ class Variant:
 
     digest: covers the canonical mix and the content digest of every entry and plane it names, so
         equal digests mean equal weights. entries, planes: content digest by task and by plane.
+    is_shadow: of a request that nobody waits for, and that must cost others nothing.
     """
 
     mix: Mix
@@ -20,6 +21,7 @@ class Variant:
     bank_revision: str
     changes_head: bool = False
     planes: Mapping[str, str] = field(default_factory=dict)
+    is_shadow: bool = False
 
     @property
     def is_base(self) -> bool:

@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 from taskmix_composer.mix import Mix
-from taskmix_server.errors import InvalidRequestError, NotFoundError
+from taskmix_server.errors import FailedPreconditionError, InvalidRequestError, NotFoundError
 from taskmix_server.experiments.assignment import Number, Split
 from taskmix_server.experiments.guardrail import Rule
 from taskmix_server.experiments.metric import QUANTILES, Metric
@@ -124,6 +124,16 @@ class Design:
     def split(self, ramp: float) -> Split:
         """Who gets which arm, for a ramp in percent."""
         return replace(self._split, ramp=Decimal(str(ramp)) / 100)
+
+    def following(self, before: "Design") -> "Design":
+        """As the next version of a design, whose salt it keeps: subjects keep their arms where the
+        shares allow."""
+        if self.salt not in (self.name, before.salt):
+            raise FailedPreconditionError(
+                f"experiment {self.name!r} has the salt {before.salt!r}, which its versions share; "
+                "leave the salt out, or create an experiment of another name to draw afresh"
+            )
+        return replace(self, salt=before.salt)
 
     def canonical_json(self) -> str:
         """The one text of this design."""

@@ -1,14 +1,17 @@
 """What the database holds against the arms of an experiment."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, func, select
+import numpy as np
+import numpy.typing as npt
+from sqlalchemy import ColumnElement, and_, case, func, or_, select
 from sqlalchemy.orm import Session
 
 from taskmix_server.database import Database
-from taskmix_server.database.models import MeasuredRequestRow
+from taskmix_server.database.models import ExposureRow, MeasuredRequestRow
 from taskmix_server.experiments.experiment import Experiment
 from taskmix_server.experiments.guardrail import Evidence, Rule, check
 from taskmix_server.experiments.metric import Metric
@@ -31,6 +34,9 @@ def breaches(
 ) -> list[Breach]:
     """The arms that have broken a rule of theirs and still answer, each once. Blocks.
 
+    Requests of overridden subjects are no evidence, as nobody drew them: whoever tests an arm by
+    hand may well be looking for what breaks it.
+
     since: error rates and quantiles look at requests that ended after this moment only, so that a
     long good record does not outweigh what happens now; None looks at all of them.
     """
@@ -41,13 +47,14 @@ def breaches(
 
 
 class _Reader:
-    """Evidence of one experiment; subjects are read at most once, and only if a rule needs them."""
+    """Evidence of one experiment; what several rules need is read once, and only if one does."""
 
     def __init__(self, session: Session, experiment: Experiment, since: datetime | None) -> None:
         self._session = session
         self._experiment = experiment
         self._since = since
         self._observed: Observations | None = None
+        self._read: dict[tuple[str, str], _Values] = {}
 
     def breach(self, arm: str) -> Breach | None:
         """The first rule that an arm has broken; what is relative cannot be broken by the control.
@@ -72,23 +79,20 @@ class _Reader:
     def _evidence(self, rule: Rule, arm: str) -> Evidence | None:
         if rule.quantile is not None:
             values = self._values(rule.metric, arm)
-            return Quantile(values, rule.quantile) if values else None
+            return Quantile(values, rule.quantile) if len(values) else None
         if rule.metric == "error_rate":
             return self._error_rate(arm)
         if self._observed is None:
             self._observed = observe(self._session, self._experiment.id)
         return self._summary(self._observed, Metric.parse(rule.metric), arm)
 
-    def _values(self, metric: str, arm: str) -> list[float]:
+    def _values(self, metric: str, arm: str) -> "_Values":
         """Every answer's value of a metric that requests have."""
-        row = MeasuredRequestRow
-        columns: dict[str, Any] = {
-            "latency_s": row.latency_s,
-            "ttft_s": func.coalesce(row.ttft_s, row.latency_s),
-            "tokens": row.num_tokens,
-        }
-        query = select(columns[metric]).where(self._of(arm), is_answer())
-        return [float(value) for value in self._session.scalars(query)]
+        if (metric, arm) not in self._read:
+            query = select(_COLUMNS[metric]).where(self._of(arm), is_answer())
+            rows = self._session.connection().scalars(query)  # one by one: a record can be long
+            self._read[metric, arm] = np.fromiter(rows, np.float64)
+        return self._read[metric, arm]
 
     def _error_rate(self, arm: str) -> Rate | None:
         errors = func.sum(case((MeasuredRequestRow.error != "", 1), else_=0))
@@ -103,8 +107,23 @@ class _Reader:
         return found if found.count else None
 
     def _of(self, arm: str) -> ColumnElement[bool]:
-        row = MeasuredRequestRow
-        of_arm = and_(
-            row.experiment_id == self._experiment.id, row.arm == arm, row.is_shadow.is_(False)
+        row, experiment = MeasuredRequestRow, self._experiment
+        of_arm = and_(row.experiment_id == experiment.id, row.arm == arm, row.is_shadow.is_(False))
+        if self._since is not None:
+            of_arm = and_(of_arm, row.at >= self._since)
+        if not experiment.design.overrides:
+            return of_arm
+        overridden = select(ExposureRow.id).where(
+            ExposureRow.experiment_id == experiment.id, ExposureRow.is_override
         )
-        return of_arm if self._since is None else and_(of_arm, row.at >= self._since)
+        return and_(of_arm, or_(row.exposure_id.is_(None), row.exposure_id.not_in(overridden)))
+
+
+_Values = npt.NDArray[np.float64]
+
+_COLUMNS: Mapping[str, Any] = {
+    "latency_s": MeasuredRequestRow.latency_s,
+    "ttft_s": func.coalesce(MeasuredRequestRow.ttft_s, MeasuredRequestRow.latency_s),
+    "tokens": MeasuredRequestRow.num_tokens,
+}
+"""What quantiles may be of."""

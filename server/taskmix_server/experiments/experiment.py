@@ -147,7 +147,14 @@ class Experiment:
         return replace(self, halted=halted, status=status, stopped_at=at, why=why)
 
     def promoted(self, promotion: Promotion, now: datetime) -> "Experiment":
+        """With a winner. The control may always be one: it answers for arms that were stopped."""
         status = self.after(Step.PROMOTE)
+        for halt in self.halted:
+            if halt.arm == promotion.arm != self.design.control.name:
+                raise FailedPreconditionError(
+                    f"arm {halt.arm!r} of experiment {self.label} was stopped: {halt.why}; promote "
+                    "another one, or register its mix under the name yourself"
+                )
         at = self.stopped_at or self._not_before_start(now)
         return replace(self, status=status, promotion=promotion, stopped_at=at)
 

@@ -2,14 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from sqlalchemy import ColumnElement, Executable, and_, case, func, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from taskmix_server.database.models import ExposureRow, MeasuredRequestRow, OutcomeRow
 from taskmix_server.errors import InvalidRequestError
@@ -38,6 +38,11 @@ class Observations:
         values: Column = self.columns[column][self.arms == arm]
         return values
 
+    def knowing(self, other: "Observations") -> "Observations":
+        """With the columns of later observations, zero in those that it does not have."""
+        zeros = {name: np.zeros(len(self.arms)) for name in other.columns}
+        return replace(self, columns={**zeros, **self.columns})
+
     @property
     def reported(self) -> tuple[str, ...]:
         """The metrics that callers reported, sorted."""
@@ -46,17 +51,21 @@ class Observations:
         return tuple(sorted(name for name in names if not name.endswith(COUNT_SUFFIX)))
 
 
-def observe(session: Session, experiment_id: int) -> Observations:
-    """Read everything that subject-level statistics may use of a version."""
-    drawn = session.execute(_drawn(experiment_id)).all()
+def observe(session: Session, experiment_id: int, before: datetime | None = None) -> Observations:
+    """Read everything that subject-level statistics may use of a version.
+
+    before: leaves out the subjects that came, the requests that ended and the outcomes that came
+    about from this moment on.
+    """
+    drawn = session.execute(_drawn(experiment_id, before)).all()
     places = {row[0]: place for place, row in enumerate(drawn)}
     columns: defaultdict[str, Column] = defaultdict(lambda: np.zeros(len(drawn)))
     columns[SUBJECTS] = np.ones(len(drawn))
     for name in BUILT_IN:
         columns[name] = np.zeros(len(drawn))
-    for row in session.execute(_request_sums(experiment_id)):
+    for row in session.execute(_request_sums(experiment_id, before)):
         _put(columns, places, row[0], dict(zip(BUILT_IN, row[1:], strict=True)))
-    for exposure_id, metric, total, count in session.execute(_outcome_sums(experiment_id)):
+    for exposure_id, metric, total, count in session.execute(_outcome_sums(experiment_id, before)):
         _put(columns, places, exposure_id, {metric: total, f"{metric}{COUNT_SUFFIX}": count})
     return Observations(np.array([row[1] for row in drawn], dtype=np.str_), dict(columns))
 
@@ -65,11 +74,13 @@ def num_exposed(session: Session, experiment_id: int, before: datetime | None) -
     """Drawn subjects by arm, those only that came before a moment if one is given."""
     query = (
         select(ExposureRow.arm, func.count())
-        .where(ExposureRow.experiment_id == experiment_id, ExposureRow.is_override.is_(False))
+        .where(
+            ExposureRow.experiment_id == experiment_id,
+            ExposureRow.is_override.is_(False),
+            *_until(ExposureRow.at, before),
+        )
         .group_by(ExposureRow.arm)
     )
-    if before is not None:
-        query = query.where(ExposureRow.at < before)
     return {row[0]: row[1] for row in session.execute(query)}
 
 
@@ -85,8 +96,12 @@ def num_requests(session: Session, experiment_id: int) -> dict[str, tuple[int, i
 
 
 def shadow_means(session: Session, experiment_id: int) -> Sequence[Any]:
-    """By shadow arm: its name, requests, errors, agreement, log-probability and tokens."""
+    """By shadow arm: its name, requests, errors, agreement, log-probability, tokens, served tokens.
+
+    Tokens are of answers alone, and of what was served to the same requests.
+    """
     is_error = case((MeasuredRequestRow.error != "", 1.0), else_=0.0)
+    tokens = case((MeasuredRequestRow.error == "", MeasuredRequestRow.num_tokens))
     query = (
         select(
             MeasuredRequestRow.arm,
@@ -94,7 +109,8 @@ def shadow_means(session: Session, experiment_id: int) -> Sequence[Any]:
             func.avg(is_error),
             func.avg(MeasuredRequestRow.agreement),
             func.avg(MeasuredRequestRow.served_logprob),
-            func.avg(MeasuredRequestRow.num_tokens),
+            func.coalesce(func.avg(tokens), 0.0),
+            func.coalesce(func.avg(MeasuredRequestRow.served_tokens), 0.0),
         )
         .where(_is_of(experiment_id, is_shadow=True))
         .group_by(MeasuredRequestRow.arm)
@@ -120,15 +136,19 @@ def _put(
             columns[name][place] = total
 
 
-def _drawn(experiment_id: int) -> Executable:
+def _drawn(experiment_id: int, before: datetime | None) -> Executable:
     return (
         select(ExposureRow.id, ExposureRow.arm)
-        .where(ExposureRow.experiment_id == experiment_id, ExposureRow.is_override.is_(False))
+        .where(
+            ExposureRow.experiment_id == experiment_id,
+            ExposureRow.is_override.is_(False),
+            *_until(ExposureRow.at, before),
+        )
         .order_by(ExposureRow.id)
     )
 
 
-def _request_sums(experiment_id: int) -> Executable:
+def _request_sums(experiment_id: int, before: datetime | None) -> Executable:
     """The sums that `BUILT_IN` names, in its order, by exposure.
 
     Times and tokens are of answers alone: what failed early would look fast.
@@ -146,7 +166,11 @@ def _request_sums(experiment_id: int) -> Executable:
             _sum_where(answered, row.num_tokens),
             _sum_where(and_(answered, row.finish_reason == "length"), 1.0),
         )
-        .where(_is_of(experiment_id, is_shadow=False), row.exposure_id.is_not(None))
+        .where(
+            _is_of(experiment_id, is_shadow=False),
+            row.exposure_id.is_not(None),
+            *_until(row.at, before),
+        )
         .group_by(row.exposure_id)
     )
 
@@ -155,12 +179,23 @@ def _sum_where(condition: ColumnElement[bool], value: Any) -> ColumnElement[floa
     return func.sum(case((condition, value), else_=0.0))
 
 
-def _outcome_sums(experiment_id: int) -> Executable:
+def _outcome_sums(experiment_id: int, before: datetime | None) -> Executable:
+    row = OutcomeRow
     return (
-        select(OutcomeRow.exposure_id, OutcomeRow.metric, func.sum(OutcomeRow.value), func.count())
-        .where(OutcomeRow.experiment_id == experiment_id, OutcomeRow.exposure_id.is_not(None))
-        .group_by(OutcomeRow.exposure_id, OutcomeRow.metric)
+        select(row.exposure_id, row.metric, func.sum(row.value), func.count())
+        .where(
+            row.experiment_id == experiment_id,
+            row.exposure_id.is_not(None),
+            *_until(row.at, before),
+        )
+        .group_by(row.exposure_id, row.metric)
     )
+
+
+def _until(
+    at: InstrumentedAttribute[datetime], before: datetime | None
+) -> tuple[ColumnElement[bool], ...]:
+    return () if before is None else (at < before,)
 
 
 def _is_of(experiment_id: int, *, is_shadow: bool) -> ColumnElement[bool]:

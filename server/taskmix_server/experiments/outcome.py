@@ -25,8 +25,9 @@ class Measured:
     """What a request under an arm left behind; times are seconds, `at` is in UTC.
 
     subject: empty where the request itself was assigned. error: the name of what went wrong, empty
-    for an answer. agreement, served_logprob: of a shadow's answer with the served one, the share of
-    equal tokens and the mean log-probability that the shadow gives to the served ones.
+    for an answer. agreement, served_logprob, served_tokens: of a shadow's answer with the served
+    one, the share of equal tokens, the mean log-probability that the shadow gives to the served
+    ones, and how many those are.
     """
 
     experiment_id: int
@@ -44,6 +45,7 @@ class Measured:
     is_shadow: bool = False
     agreement: float | None = None
     served_logprob: float | None = None
+    served_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -63,27 +63,19 @@ class RecordStore:
         wanted = _by_key(outcomes)
 
         def whole(session: Session) -> Recorded:
-            units = find_units(session, name, list(wanted.values()), tenant_id)
-            known = _known(session, wanted, tenant_id or "")
-            for outcome in wanted.values():
+            known = _known(session, name, wanted, tenant_id or "")
+            for key, said in known.items():
+                if said != _said(wanted[key]):
+                    raise _conflict(key)
+            new = [outcome for key, outcome in wanted.items() if key not in known]
+            units = find_units(session, name, new, tenant_id)
+            for outcome in new:
                 unit = units[outcome.key]
-                if outcome.key in known:
-                    _check_same(known[outcome.key], outcome, unit)
-                else:
-                    at = unit.checked_moment(outcome, self._now())
-                    session.add(_outcome_row(outcome, unit, at, tenant_id or ""))
-            return Recorded(len(wanted) - len(known), len(outcomes) - len(wanted) + len(known))
+                at = unit.checked_moment(outcome, self._now())
+                session.add(_outcome_row(outcome, unit, at, tenant_id or ""))
+            return Recorded(len(new), len(outcomes) - len(new))
 
         return self._tried(whole)
-
-    def forget_shadows(self, keep: timedelta) -> int:
-        """Remove what is kept of shadow arms for longer than `keep`; returns how many rows."""
-        oldest = self._now() - keep
-        old = delete(MeasuredRequestRow).where(
-            MeasuredRequestRow.is_shadow, MeasuredRequestRow.at < oldest
-        )
-        with self._database.writing() as session:
-            return int(getattr(session.execute(old), "rowcount", 0))
 
     def _tried(self, whole: Callable[[Session], ResultT]) -> ResultT:
         """Run a transaction; again, where another server wrote the same rows at the same time."""
@@ -161,25 +153,34 @@ def _by_key(outcomes: Iterable[Outcome]) -> dict[str, Outcome]:
     return wanted
 
 
-def _known(session: Session, keys: Iterable[str], tenant_id: str) -> dict[str, OutcomeRow]:
-    query = select(OutcomeRow).where(
-        OutcomeRow.tenant_id == tenant_id, OutcomeRow.key.in_(list(keys))
+_Said = tuple[str, float, str, str]
+"""Metric, value, and the subject or request that an outcome is of: the other is empty."""
+
+
+def _said(outcome: Outcome) -> _Said:
+    return outcome.metric, outcome.value, outcome.subject, outcome.request_id
+
+
+def _known(session: Session, name: str, keys: Iterable[str], tenant_id: str) -> dict[str, _Said]:
+    """What was said under keys already, whichever version of the experiment it is of by now."""
+    row = OutcomeRow
+    query = (
+        select(row.key, row.metric, row.value, row.request_id, ExposureRow.subject)
+        .outerjoin(ExposureRow, row.exposure_id == ExposureRow.id)
+        .where(row.experiment == name, row.tenant_id == tenant_id, row.key.in_(list(keys)))
     )
-    return {row.key: row for row in session.scalars(query)}
-
-
-def _check_same(row: OutcomeRow, outcome: Outcome, unit: Unit) -> None:
-    known = (row.experiment_id, row.exposure_id, row.request_row_id, row.metric, row.value)
-    said = (unit.experiment.id, unit.exposure_id, unit.request_row_id)
-    if known != (*said, outcome.metric, outcome.value):
-        raise _conflict(outcome.key)
+    return {
+        key: (metric, value, "" if request_id else subject, request_id)
+        for key, metric, value, request_id, subject in session.execute(query)
+    }
 
 
 def _outcome_row(outcome: Outcome, unit: Unit, at: datetime, tenant_id: str) -> OutcomeRow:
     return OutcomeRow(
+        experiment=unit.experiment.name,
         experiment_id=unit.experiment.id,
         exposure_id=unit.exposure_id,
-        request_row_id=unit.request_row_id,
+        request_id=outcome.request_id,
         tenant_id=tenant_id,
         key=outcome.key,
         metric=outcome.metric,

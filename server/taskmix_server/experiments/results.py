@@ -1,6 +1,6 @@
 """What an experiment tells so far: per arm and metric an estimate, and how it differs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
@@ -37,7 +37,10 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A metric in one arm; the control is compared with nothing."""
+    """A metric in one arm; the control is compared with nothing.
+
+    Of an arm that was stopped it tells, as its comparison does of both, what was until then.
+    """
 
     arm: str
     count: int
@@ -58,7 +61,8 @@ class ShadowResult:
     """What a shadow arm's unseen answers were like: averages over requests.
 
     agreement: the share of tokens equal to the served ones; served_logprob: natural logarithm per
-    served token; None where nothing was compared.
+    served token; None where nothing was compared. tokens, served_tokens: of the shadow's answers,
+    and of what was served to the same requests.
     """
 
     arm: str
@@ -67,6 +71,7 @@ class ShadowResult:
     agreement: float | None
     served_logprob: float | None
     tokens: float
+    served_tokens: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +102,10 @@ def results(
         raise InvalidRequestError(f"at most {MAX_RATIOS} ratios at a time, got {len(ratios)}")
     asked = tuple(map(Metric.parse, ratios))
     with database.reading() as session:
-        observed = observe(session, experiment.id)
+        observed = _observed(session, experiment)
         traffic, ratio = _traffic(session, experiment), _sample_ratio(session, experiment)
         shadows = tuple(ShadowResult(*row) for row in shadow_means(session, experiment.id))
-    metrics = (*MEASURED, *(Metric(name, name) for name in observed.reported), *asked)
+    metrics = (*MEASURED, *(Metric(name, name) for name in observed.whole.reported), *asked)
     found = tuple(_metric_result(experiment, observed, metric, alpha) for metric in metrics)
     return Results(experiment, alpha, traffic, ratio, found, shadows)
 
@@ -111,15 +116,43 @@ def summary(observed: Observations, arm: str, metric: Metric) -> Summary:
     return Summary.of(observed.of(arm, metric.of), per)
 
 
+@dataclass(frozen=True, slots=True)
+class _Observed:
+    """All that was observed, and by the name of each arm that was stopped, what was until then.
+
+    Afterwards the subjects of such an arm are answered by the control, uncounted, while those of
+    the control go on: sums over them are no longer of the same time. A stop that depends on what
+    was seen does not harm, since the sequences hold at any moment that is chosen so.
+    """
+
+    whole: Observations
+    until: Mapping[str, Observations]
+
+    def of(self, arm: str) -> Observations:
+        """What an arm may be compared by."""
+        return self.until.get(arm, self.whole)
+
+
+def _observed(session: Session, experiment: Experiment) -> _Observed:
+    whole = observe(session, experiment.id)
+    until = {
+        halt.arm: observe(session, experiment.id, halt.at).knowing(whole)
+        for halt in experiment.halted
+        if halt.arm != experiment.design.control.name  # with it all arms end at the same moment
+    }
+    return _Observed(whole, until)
+
+
 def _metric_result(
-    experiment: Experiment, observed: Observations, metric: Metric, alpha: float
+    experiment: Experiment, observed: _Observed, metric: Metric, alpha: float
 ) -> MetricResult:
     """Each arm against the control; alpha is shared out among the comparisons (Bonferroni)."""
     control, *others = (arm.name for arm in experiment.design.arms)
-    base = summary(observed, control, metric)
+    base = summary(observed.whole, control, metric)
     estimates = [Estimate(control, base.count, base.estimate, None)]
     for name in others:
-        arm = summary(observed, name, metric)
+        arm = summary(observed.of(name), name, metric)
+        base = summary(observed.of(name), control, metric)
         compared = compare(arm, base, alpha / len(others)) if arm.count and base.count else None
         estimates.append(Estimate(name, arm.count, arm.estimate, compared))
     return MetricResult(metric.name, tuple(estimates))

@@ -10,12 +10,11 @@ from sqlalchemy.orm import Session
 from taskmix_composer.mix import check_name
 from taskmix_server.database import Database
 from taskmix_server.database.models import ExperimentRow
-from taskmix_server.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError
-from taskmix_server.experiments.design import Design
+from taskmix_server.errors import AlreadyExistsError, NotFoundError
 from taskmix_server.experiments.experiment import Experiment, Promotion, Status, Step
 from taskmix_server.experiments.naming import check_meaning, let_mean, meaning
 from taskmix_server.experiments.rows import experiment_of, fill, state_of
-from taskmix_server.experiments.versions import find, locked, pick
+from taskmix_server.experiments.versions import find, locked, newest_of_each, pick
 from taskmix_server.tenancy import audit
 from taskmix_server.tenancy.audit import Author, Change
 
@@ -65,7 +64,7 @@ class ExperimentStore:
             if not is_new_version:
                 return _same(newest, wanted, check)
             check(newest)
-            wanted = replace(wanted, design=_salted(wanted.design, newest.design))
+            wanted = replace(wanted, design=wanted.design.following(newest.design))
             if newest.status is Status.DRAFT:
                 return _replace(session, known[0], wanted, author)
             return self._add(session, replace(wanted, version=newest.version + 1), author)
@@ -102,11 +101,9 @@ class ExperimentStore:
             return list(session.scalars(query.order_by(ExperimentRow.name)))
 
     def all(self) -> list[Experiment]:
-        """The newest version of each experiment, by name."""
-        query = select(ExperimentRow).order_by(ExperimentRow.name, ExperimentRow.version)
+        """The newest version of each experiment, by name; without those that were tampered with."""
         with self._database.reading() as session:
-            newest = {row.name: row for row in session.scalars(query)}
-            return [experiment_of(row) for row in newest.values()]
+            return newest_of_each(session)
 
     def start(
         self, name: str, author: Author, *, version: int | None = None, check: Check = unchecked
@@ -200,28 +197,27 @@ class ExperimentStore:
 
 
 def _same(known: Experiment, wanted: Experiment, check: Check) -> Experiment:
-    """What is there, if it is what is wanted."""
+    """What is there, if it is what is wanted.
+
+    The ramp of a version that runs or ran has a life of its own, and is not compared.
+    """
     try:
         check(known)
         is_same = known.design == wanted.design
     except NotFoundError:
         is_same = False
+    if is_same and known.status is Status.DRAFT and known.ramp != wanted.ramp:
+        raise AlreadyExistsError(
+            f"experiment {known.name!r} is a draft of the same design with a ramp of "
+            f"{known.ramp:g} %, not {wanted.ramp:g} %; change it with `taskmix experiments ramp "
+            f"{known.name} {wanted.ramp:g}`"
+        )
     if is_same:
         return known
     raise AlreadyExistsError(
         f"experiment {known.name!r} exists; add `--new-version` to change its arms, or choose "
         "another name"
     )
-
-
-def _salted(design: Design, before: Design) -> Design:
-    """A new version keeps the salt, so that subjects keep their arms where the shares allow."""
-    if design.salt not in (design.name, before.salt):
-        raise FailedPreconditionError(
-            f"experiment {design.name!r} has the salt {before.salt!r}, which its versions share; "
-            "leave the salt out, or create an experiment of another name to draw afresh"
-        )
-    return replace(design, salt=before.salt)
 
 
 def _replace(

@@ -29,7 +29,6 @@ class Unit:
     tenant_id: str
     since: datetime
     exposure_id: int | None
-    request_row_id: int | None = None
 
     def checked_moment(self, outcome: Outcome, now: datetime) -> datetime:
         """When an outcome came about; an error if that is too late, or cannot be."""
@@ -108,7 +107,7 @@ def _measured(
         query = query.where(MeasuredRequestRow.tenant_id == tenant_id)
     found: _Found = defaultdict(list)
     for row in session.scalars(query):
-        unit = Unit(versions[row.experiment_id], row.tenant_id, row.at, row.exposure_id, row.id)
+        unit = Unit(versions[row.experiment_id], row.tenant_id, row.at, row.exposure_id)
         found[row.request_id].append(unit)
     return found
 

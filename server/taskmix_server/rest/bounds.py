@@ -1,5 +1,6 @@
 """A body of OpenAI's held to the server's limits, before vLLM's app sees it."""
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,14 +15,32 @@ from taskmix_server.domain.limits import (
     check_text,
 )
 from taskmix_server.errors import InvalidRequestError
-from taskmix_server.rest.body import Body
+from taskmix_server.rest.body import Body, parse_body
+
+LOOP_BYTES = 2**16
+"""Of a body that is parsed at once; one with more would keep everybody else waiting."""
+
+
+async def bounded_body(raw: bytes) -> Body:
+    """A request's JSON object within all limits, or InvalidRequestError."""
+    return await asyncio.to_thread(_bounded, raw) if len(raw) > LOOP_BYTES else _bounded(raw)
+
+
+def _bounded(raw: bytes) -> Body:
+    body = parse_body(raw)
+    check_bounds(body)
+    return body
+
+
+def has_many(prompt: Any) -> bool:
+    """Whether a prompt is a list of prompts, and not one that comes as token ids."""
+    return isinstance(prompt, list) and not {int, bool}.issuperset(map(type, prompt))
 
 
 def check_bounds(body: Body) -> None:
     """InvalidRequestError for what is over a limit. Types are vLLM's to check, and it does."""
     _check_depth(body)
     _check_n(body)
-    _check_integers(body)
     _check_stop(body)
     _check_prompts(body.get("prompt"))
     _check_messages(body.get("messages"))
@@ -34,14 +53,6 @@ def _check_depth(body: Body) -> None:
         if not level:
             return
     raise InvalidRequestError(f"a body has at most {MAX_JSON_DEPTH} levels of objects and lists")
-
-
-def _check_integers(value: Any) -> None:
-    """Refuse what the engine's processes cannot hand each other, anywhere in a body."""
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise InvalidRequestError(f"integers have at most 64 bits, got {value!r:.40}")
-    for child in _children(value) if _is_nested(value) else ():
-        _check_integers(child)
 
 
 def _check_n(body: Body) -> None:
@@ -60,8 +71,7 @@ def _check_stop(body: Body) -> None:
 
 def _check_prompts(prompt: Any) -> None:
     """A prompt is text or token ids; a list of either is so many prompts."""
-    is_many = isinstance(prompt, list) and any(not isinstance(item, int) for item in prompt)
-    prompts = prompt if is_many else [prompt]
+    prompts = prompt if has_many(prompt) else [prompt]
     check_count(len(prompts), MAX_PROMPTS, "prompts")
     for one in prompts:
         if isinstance(one, str):

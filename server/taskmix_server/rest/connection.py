@@ -53,7 +53,9 @@ class BoundedConnection(H11Protocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._reader is not None:
+        if self.transport.is_closing():
+            self._await_reader()  # of the rest
+        elif self._reader is not None:
             self._reader.cancel()
 
     def timeout_keep_alive_handler(self) -> None:
@@ -67,6 +69,8 @@ class BoundedConnection(H11Protocol):
 
     def _await_reader(self) -> None:
         """Of what is buffered: closing waits for that too."""
+        if self._reader is not None:
+            self._reader.cancel()
         self._reader = self.loop.call_later(READER_S, self._drop)
 
     def _drop(self) -> None:

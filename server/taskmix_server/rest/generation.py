@@ -19,8 +19,8 @@ from taskmix_server.errors import (
     ServingError,
 )
 from taskmix_server.rest.access import caller
-from taskmix_server.rest.body import Body, parse_body, read_body
-from taskmix_server.rest.bounds import check_bounds
+from taskmix_server.rest.body import Body, read_body
+from taskmix_server.rest.bounds import bounded_body
 from taskmix_server.rest.limits import ask_of, limited, unless_refused
 from taskmix_server.rest.models import RESOLVED, ResolvedModel
 from taskmix_server.rest.status import CLIENT_CLOSED, error_response, json_error, status_name
@@ -75,12 +75,14 @@ class GenerationRoute:
     async def _serve(
         self, scope: Scope, receive: Receive, reply: "Reply", record: RequestRecord
     ) -> None:
-        body = parse_body(await read_body(receive))
-        check_bounds(body)
-        name = model_name(body) or self._base_name
         principal = caller(scope)
+        raw = await read_body(receive)
+        self._inference.count(principal)
+        body = await bounded_body(raw)
+        name = model_name(body) or self._base_name
         async with AsyncExitStack() as held:
-            ticket = held.enter_context(self._inference.admitted(principal, ask_of(body)))
+            ask = ask_of(body)
+            ticket = held.enter_context(self._inference.admitted(principal, ask, is_counted=True))
             body = limited(body, scope["path"], principal.tenant.limits)
             target = await self._target(body, name, principal)
             lease = self._inference.lease(target, principal, record, ticket)

@@ -1,5 +1,6 @@
 """vLLM's OpenAI app on our engine's client, made again for each client."""
 
+from argparse import Namespace
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -38,14 +39,22 @@ class OpenAiApp:
             raise clients.stopped()
 
     async def bind(self) -> None:
-        """Make the app that goes with the engine's client of now."""
+        """Make the app that goes with the engine's client of now.
+
+        Raises UnavailableError if the engine has died or dies meanwhile.
+        """
         arguments, client = self._engine.arguments, self._engine.client
-        tasks = await client.get_supported_tasks()
-        app = build_app(arguments, tasks, client.model_config)
-        await init_app_state(ObservedClient(client), app.state, arguments, tasks)
-        ResolvedModels.take_over(app.state.openai_serving_models)
-        app.state.server = None  # vLLM asks for it where the engine has died, and leaves it alone
-        self._bound = app, client
+        self._bound = await clients.answer_of(client, _app_of(arguments, client)), client
+
+
+async def _app_of(arguments: Namespace, client: AsyncLLM) -> Starlette:
+    """vLLM's app on a client, which is asked what its engine can do."""
+    tasks = await client.get_supported_tasks()
+    app: Starlette = build_app(arguments, tasks, client.model_config)
+    await init_app_state(ObservedClient(client), app.state, arguments, tasks)
+    ResolvedModels.take_over(app.state.openai_serving_models)
+    app.state.server = None  # vLLM asks for it where the engine has died, and leaves it alone
+    return app
 
 
 class _Reply:

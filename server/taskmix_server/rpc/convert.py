@@ -4,6 +4,8 @@ from typing import Any
 
 from taskmix.v1 import bank_pb2, common_pb2, inference_pb2
 from taskmix_composer.mix import Mix
+from taskmix_composer.mix.mixture import MAX_TERMS
+from taskmix_composer.mix.term import MAX_OVERRIDES
 from taskmix_composer.recipe import Recipe, parse_mix
 from taskmix_server.domain.generation import (
     ChatMessage,
@@ -20,6 +22,13 @@ from taskmix_server.domain.generation import (
     Target,
     Timings,
     Usage,
+)
+from taskmix_server.domain.limits import (
+    MAX_MASKS,
+    MAX_MESSAGES,
+    MAX_PROMPT_TOKENS,
+    MAX_STOP_STRINGS,
+    check_count,
 )
 from taskmix_server.errors import InvalidRequestError
 from taskmix_server.runtime.tasks import TaskState, TaskStatus
@@ -52,6 +61,7 @@ def to_request(message: inference_pb2.GenerateRequest, request_id: str) -> Gener
 
 def to_sampling(message: inference_pb2.Sampling) -> SamplingOptions:
     """Absent fields take the server's defaults; both sides name the options alike."""
+    check_count(len(message.stop), MAX_STOP_STRINGS, "stop texts")
     present: dict[str, Any] = {
         field.name: tuple(value) if field.name == "stop" else value
         for field, value in message.ListFields()
@@ -60,9 +70,11 @@ def to_sampling(message: inference_pb2.Sampling) -> SamplingOptions:
 
 
 def to_mix(message: common_pb2.Mix) -> Mix | Recipe:
-    """Raises InvalidMixError."""
+    """Raises InvalidMixError, or InvalidRequestError for one that is too large to be looked at."""
     if message.HasField("terms"):
-        return Mix.from_json({"terms": [_term_json(term) for term in message.terms.terms]})
+        terms = message.terms.terms
+        check_count(len(terms), MAX_TERMS, "terms of a mix")
+        return Mix.from_json({"terms": [_term_json(term) for term in terms]})
     if message.HasField("expression"):
         return parse_mix(message.expression)
     return Mix()
@@ -112,8 +124,10 @@ def _prompt(message: inference_pb2.GenerateRequest) -> Prompt:
         case "prompt" if message.prompt:
             return message.prompt
         case "token_ids" if message.token_ids.ids:
+            check_count(len(message.token_ids.ids), MAX_PROMPT_TOKENS, "token ids")
             return tuple(message.token_ids.ids)
         case "chat" if message.chat.messages:
+            check_count(len(message.chat.messages), MAX_MESSAGES, "messages")
             return tuple(ChatMessage(turn.role, turn.content) for turn in message.chat.messages)
     raise InvalidRequestError("the request has no input: set prompt, token_ids or chat")
 
@@ -129,6 +143,7 @@ def _target(message: inference_pb2.GenerateRequest) -> Target:
 
 
 def _term_json(term: common_pb2.Term) -> dict[str, Any]:
+    check_count(len(term.masks), MAX_MASKS, "masks of a term")
     form: dict[str, Any] = {
         "task": term.task,
         "coefficient": term.coefficient,
@@ -136,6 +151,8 @@ def _term_json(term: common_pb2.Term) -> dict[str, Any]:
     }
     if term.HasField("layers"):
         scales = term.layers
+        check_count(len(scales.by_layer), MAX_OVERRIDES, "scales by layer of a term")
+        check_count(len(scales.by_tensor), MAX_OVERRIDES, "scales by tensor of a term")
         form["layers"] = {
             "default": scales.default if scales.HasField("default") else 1.0,
             "by_layer": {str(layer): scale for layer, scale in scales.by_layer.items()},

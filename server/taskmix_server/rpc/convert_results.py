@@ -76,4 +76,5 @@ def _shadow(result: ShadowResult) -> pb.ShadowResult:
         agreement=result.agreement,
         served_logprob=result.served_logprob,
         tokens=result.tokens,
+        served_tokens=result.served_tokens,
     )

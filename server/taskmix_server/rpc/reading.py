@@ -1,19 +1,23 @@
 """Messages of a call, as they come off the wire.
 
 gRPC's own server ends a call whose message cannot be parsed with UNKNOWN, as if the fault were
-ours, and one that ends without a message with nothing at all: its caller would wait for ever.
+ours, and one that ends without a message with nothing at all: its caller would wait for ever. For
+a caller who sends nothing it waits itself.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from taskmix_server.errors import InvalidRequestError
+from taskmix_server.errors import DeadlineExceededError, InvalidRequestError
 from taskmix_server.rpc.status import Context, reported
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+MESSAGE_S = 60.0
+
 Parse = Callable[[bytes], Any]
 RawMessages = AsyncIterator[bytes]
 
@@ -48,7 +52,7 @@ def _reading(handler: Any) -> Handler:
 def _with_first(method: Callable[[Any, Context], Awaitable[Any]], parse: Parse) -> Any:
     async def call(raw: RawMessages, context: Context) -> Any:
         async with reported(context):
-            message: Any = await context.read()
+            message = await _next(context)
             if message is grpc.aio.EOF:
                 raise InvalidRequestError("the call ended without a message")
             request = _parsed(message, parse)
@@ -60,11 +64,26 @@ def _with_first(method: Callable[[Any, Context], Awaitable[Any]], parse: Parse) 
 def _with_all(method: Callable[[Any, Context], AsyncIterator[Any]], parse: Parse) -> Any:
     async def call(raw: RawMessages, context: Context) -> AsyncIterator[Any]:
         async with reported(context):
-            requests = (_parsed(message, parse) async for message in raw)
-            async for answer in method(requests, context):
+            async for answer in method(_requests(context, parse), context):
                 yield answer
 
     return call
+
+
+async def _requests(context: Context, parse: Parse) -> AsyncIterator[Any]:
+    while (message := await _next(context)) is not grpc.aio.EOF:
+        yield _parsed(message, parse)
+
+
+async def _next(context: Context) -> Any:
+    """The call's next message, or EOF; DeadlineExceededError where neither comes in time."""
+    try:
+        async with asyncio.timeout(MESSAGE_S):
+            return await context.read()
+    except TimeoutError:
+        raise DeadlineExceededError(
+            f"no message came within {MESSAGE_S:.0f} s; call again when there is one"
+        ) from None
 
 
 def _parsed(message: bytes, parse: Parse) -> Any:

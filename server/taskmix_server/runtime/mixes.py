@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import select
 
+from taskmix_composer.errors import InvalidMixError
 from taskmix_composer.mix import Mix, check_name
 from taskmix_server.database import Database
 from taskmix_server.database.models import NamedMixRow
@@ -14,6 +15,15 @@ from taskmix_server.tenancy.audit import Author, Change, State
 
 Sees = Callable[[str, Mix], bool]
 """Whether a named mix exists for a caller, by its name and content."""
+
+
+def is_name(text: str) -> bool:
+    """Whether a mix may go by it: expressions with a coefficient, JSON and the like are none."""
+    try:
+        check_name(text)
+    except InvalidMixError:
+        return False
+    return True
 
 
 def everything(name: str, mix: Mix) -> bool:

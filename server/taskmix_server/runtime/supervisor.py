@@ -6,8 +6,9 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
+from taskmix_composer.errors import ComposerError
 from taskmix_server.engine.base import Engine
-from taskmix_server.errors import UnavailableError
+from taskmix_server.errors import ServingError, UnavailableError
 from taskmix_server.runtime.state import ServerState
 from taskmix_server.telemetry.outcomes import FAILED, OK
 
@@ -17,6 +18,9 @@ WAITS_S = (0.0, 1.0, 5.0, 15.0, 30.0)
 """Before each start of an engine, counted over `WINDOW_S`; after the last one there is no more."""
 
 WINDOW_S = 600.0
+
+NOT_BACK = (ServingError, ComposerError, OSError)
+"""What a try may end with: files that are away for a moment, too. Another error is a defect."""
 
 Restore = Callable[[], Awaitable[None]]
 """Gives a new engine back a part of what the dead one held."""
@@ -63,7 +67,7 @@ class EngineSupervisor:
             await self._engine.restart()
             for restore in self._restores:
                 await restore()
-        except UnavailableError as error:
+        except NOT_BACK as error:
             logger.warning("the engine did not come back: %s", error)
             self._after_restart(FAILED)
             return False

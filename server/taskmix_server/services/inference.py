@@ -38,7 +38,7 @@ from taskmix_server.runtime.experiments.arms import Assigned
 from taskmix_server.runtime.experiments.copies import Copy
 from taskmix_server.runtime.experiments.running import Experiments
 from taskmix_server.runtime.experiments.shadows import Shadows
-from taskmix_server.runtime.mixes import NamedMixStore
+from taskmix_server.runtime.mixes import NamedMixStore, is_name
 from taskmix_server.runtime.recipes import RecipeExpander
 from taskmix_server.runtime.state import ServerState
 from taskmix_server.runtime.variants import VariantCache
@@ -146,11 +146,19 @@ class InferenceService:
         """Whether the engine answers, with all that it is to hold."""
         return self.engine.is_healthy and not self.state.is_restoring
 
+    def count(self, principal: Principal) -> None:
+        """Count a request whose body was not looked at, or say when to come back."""
+        self._check_ready()
+        self.admission.count(principal)
+
     @contextmanager
-    def admitted(self, principal: Principal, ask: Ask) -> Iterator[Ticket]:
+    def admitted(
+        self, principal: Principal, ask: Ask, *, is_counted: bool = False
+    ) -> Iterator[Ticket]:
         """Let a request in before anything is done for it, or say when to come back."""
         self._check_ready()
-        with self.admission.admitted(principal, ask) as ticket, self.shadows.aside():
+        entered = self.admission.admitted(principal, ask, is_counted=is_counted)
+        with entered as ticket, self.shadows.aside():
             yield ticket
 
     @asynccontextmanager
@@ -163,13 +171,11 @@ class InferenceService:
         unknown as what is not there.
         """
         mix, assigned = await self._resolve(target, principal, record.request_id)
+        if assigned is not None:
+            self._watch(assigned, principal, record, ticket)
         async with self.variants.lease(mix, principal.may_use_task) as variant:
             if assigned is not None:
                 assigned.check_content(variant.digest)
-                record.watchers.append(partial(self.experiments.observe, assigned))
-                if assigned.shadows:
-                    ticket.copy = Copy(principal.cache_salt)
-                    record.watchers.append(partial(self.shadows.offer, ticket.copy, assigned))
             record.resolve(mix_label(target, mix), mix.tasks, variant.digest, _label(assigned))
             ticket.cost_per_token = self.costs.of(variant)
             yield variant
@@ -192,20 +198,37 @@ class InferenceService:
                 tell(record)
 
     async def find(self, model: str, base_name: str, principal: Principal) -> Target:
-        """What an OpenAI `model` name means: base, registered mix, experiment, or expression."""
+        """What an OpenAI `model` name means: base, registered mix, experiment, or expression.
+
+        The database is asked about what can be a registered name alone: mixes that a request
+        brings along do without it.
+        """
         if model in (base_name, "base"):
             return Mix()
-        if await asyncio.to_thread(self.mixes.find, model, principal.may_use_mix) is not None:
+        if is_name(model) and await self._is_registered(model, principal):
             return NamedMix(model)
         if model.startswith("experiment:"):
             return ExperimentTarget(model.removeprefix("experiment:"), subject="")
         return parse_mix(model)
+
+    async def _is_registered(self, name: str, principal: Principal) -> bool:
+        found = await asyncio.to_thread(self.mixes.find, name, principal.may_use_mix)
+        return found is not None
 
     def _check_ready(self) -> None:
         if self.state.is_draining:
             raise UnavailableError("the server is shutting down; send the request elsewhere")
         if not self.is_engine_up:
             raise UnavailableError("the engine stopped and is started again; retry in a while")
+
+    def _watch(
+        self, assigned: Assigned, principal: Principal, record: RequestRecord, ticket: Ticket
+    ) -> None:
+        """Let the experiment know how a request ends, also one whose arm cannot be made ready."""
+        record.watchers.append(partial(self.experiments.observe, assigned))
+        if assigned.shadows:
+            ticket.copy = Copy(principal.cache_salt)
+            record.watchers.append(partial(self.shadows.offer, ticket.copy, assigned))
 
     async def _resolve(
         self, target: Target, principal: Principal, request_id: str

@@ -10,7 +10,13 @@ CANCELLED = "cancelled"
 LEFT = "CancelledError"
 """The error of a request whose caller went away or whose deadline passed; its work was stopped."""
 
-CANCELLATIONS = frozenset({LEFT, "GeneratorExit", "DeadlineExceededError"})
+CUT_OFF = frozenset({LEFT, "GeneratorExit"})
+LATE = "DEADLINE_EXCEEDED"
+"""The error of a request that was cut off while it was answered, and the status of one of those
+whose deadline had passed."""
+
+CANCELLATIONS = frozenset({*CUT_OFF, "DeadlineExceededError"})
+"""The last one is of callers who do not send their body, or do not read their answer."""
 
 REFUSALS: Mapping[str, str] = {
     "InvalidRequestError": "invalid",
@@ -45,6 +51,21 @@ REFUSALS: Mapping[str, str] = {
     "HTTP 503": "unavailable",
 }
 """Reason by error. Errors go by the names of their classes; `HTTP` ones are of vLLM's app."""
+
+
+CALLERS_OWN = frozenset(
+    {
+        "InvalidRequestError",
+        "HTTP 400",
+        "HTTP 413",
+        "HTTP 415",
+        "HTTP 422",
+        "ResourceExhaustedError",
+        "HTTP 429",
+    }
+)
+"""What ends a request under a mix that its caller did not write, and is about the request: it asks
+for what cannot be, or for too much. Anything else is about the mix or what serves it."""
 
 
 def outcome_of(error: str, limit: str = "") -> tuple[str, str]:

@@ -5,6 +5,7 @@ import hashlib
 import secrets
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -48,7 +49,9 @@ class Authenticator:
             MAX_REMEMBERED, REMEMBERED_S, time.monotonic
         )
         self._generation = 0
-        self._checks = asyncio.Semaphore(MAX_CONCURRENT_CHECKS)
+        self._turns = asyncio.Semaphore(MAX_CONCURRENT_CHECKS)
+        # A caller that leaves gives up its turn; the check it began goes on in one of these.
+        self._threads = ThreadPoolExecutor(MAX_CONCURRENT_CHECKS, "key-check")
 
     async def principal(self, text: str | None) -> Principal:
         """Whose key it is, or UnauthenticatedError: no key and a wrong one look alike."""
@@ -76,12 +79,13 @@ class Authenticator:
         known = self._verified.get(name)
         if known is not None:
             return known
-        async with self._checks:
+        async with self._turns:
             known = self._verified.get(name)
             if known is not None:  # by a request that came with this one and was ahead
                 return known
             generation = self._generation
-            found = await asyncio.to_thread(self._look_up, key_id, text)
+            loop = asyncio.get_running_loop()
+            found = await loop.run_in_executor(self._threads, self._look_up, key_id, text)
         if found is not None and generation == self._generation:
             self._verified[name] = found
         return found

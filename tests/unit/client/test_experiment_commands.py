@@ -103,6 +103,23 @@ def test_a_short_design(run: Run, answering: Script) -> None:
 
 
 @pytest.mark.parametrize(
+    ("rule", "metric", "bound"),
+    [
+        ("right/right.count>=0.6", "right/right.count", 0.6),
+        ("clicks / views >= 1e-3", "clicks/views", 1e-3),
+        ("right>=0.6", "right", 0.6),
+    ],
+)
+def test_rules_of_outcomes(
+    run: Run, answering: Script, rule: str, metric: str, bound: float
+) -> None:
+    assert run("create", "tone", "--arm", "control=math", "--guardrail", rule).exit_code == 0
+    (guardrail,) = answering.requests[0].design.guardrails
+    assert (guardrail.metric, guardrail.bound) == (metric, bound)
+    assert guardrail.limit == pb.GUARDRAIL_LIMIT_AT_LEAST
+
+
+@pytest.mark.parametrize(
     ("flags", "message"),
     [
         ([], "--arm"),
@@ -113,6 +130,8 @@ def test_a_short_design(run: Run, answering: Script) -> None:
         (["--arm", "a=x", "--rate", "a=0.5"], "--rate must name every arm"),
         (["--arm", "a=x", "--guardrail", "slow"], "--guardrail takes a rule"),
         (["--arm", "a=x", "--guardrail", "error_rate<=1e"], "--guardrail"),
+        (["--arm", "a=x", "--guardrail", "clicks/>=1"], "--guardrail takes a rule"),
+        (["--arm", "a=x", "--guardrail", "a/b/c>=1"], "--guardrail takes a rule"),
     ],
 )
 def test_usage_errors(run: Run, script: Script, flags: list[str], message: str) -> None:
@@ -180,6 +199,7 @@ def test_nothing_to_record(run: Run, script: Script) -> None:
 RESULTS = """\
 tone@2 is promoted, ramp 50 %
 arm mixed was stopped: too slow
+its metrics, and the control's that they are compared with, end there
 
 arm      share  subjects  requests  without subject
 control  0.75   3         5         1
@@ -189,8 +209,8 @@ metric  arm      subjects  value  difference  95 %            lift   p
 rating  control  3         5      -           -               -      -
 rating  mixed    2         5.5    +0.5        [+0.25, +0.75]  +10 %  0.01
 
-shadow  requests  error rate  agreement  log-probability  tokens
-next    4         0.25        0.5        -                8
+shadow  requests  error rate  agreement  log-probability  tokens  served tokens
+next    4         0.25        0.5        -                8       9.5
 """
 
 

@@ -196,7 +196,7 @@ RESULTS = Results(
             (Estimate("control", 3, 5.0, None), Estimate("mixed", 2, 5.5, COMPARISON)),
         ),
     ),
-    (ShadowResult("next", 4, 0.25, 0.5, None, 8.0),),
+    (ShadowResult("next", 4, 0.25, 0.5, None, 8.0, 9.5),),
 )
 RESPONSE = pb.GetResultsResponse(
     experiment=MESSAGE,
@@ -226,7 +226,11 @@ RESPONSE = pb.GetResultsResponse(
             ],
         )
     ],
-    shadows=[pb.ShadowResult(arm="next", requests=4, error_rate=0.25, agreement=0.5, tokens=8.0)],
+    shadows=[
+        pb.ShadowResult(
+            arm="next", requests=4, error_rate=0.25, agreement=0.5, tokens=8.0, served_tokens=9.5
+        )
+    ],
 )
 
 

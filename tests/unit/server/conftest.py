@@ -97,7 +97,7 @@ async def parts(tmp_path: Path) -> AsyncIterator[Parts]:
         Admission(MAX_RUNNING, MAX_QUEUED, is_shared=True),
         TokenCosts(tasks, base_bytes=400),
         experiments.running,
-        Shadows(engine, variants, experiments.running, experiments.records),
+        Shadows(engine, variants, experiments.running),
     )
     admin = BankService(tasks, variants, recipes, mixes, audit, Changes(), TaskLoads(tasks))
     services = with_access(inference, admin, experiments, audit, store, metrics.record_denial)

@@ -16,7 +16,8 @@ class FakeEngine:
     Calls of a verb in `blocked` (load, unload, register, forget, memory) wait for `gate`; `seen`
     tells when the first of a verb has come, and by "end" when a request has ended. `failure` is
     raised by loads, by generation and where memory is asked for, `refused` by loads of a task. An
-    engine that has died waits for `may_start` to be started again.
+    engine that has died waits for `may_start` to be started again, and fails to with each of
+    `start_failures` in turn.
     """
 
     def __init__(self) -> None:
@@ -30,12 +31,15 @@ class FakeEngine:
         self.refused: dict[str, Exception] = {}
         self.may_start = asyncio.Event()
         self.may_start.set()
+        self.start_failures: list[Exception] = []
         self._death = asyncio.Event()
         self.num_generating = 0
         self.failure: Exception | None = None
         self.num_task_bytes = 100
         self.salts: list[str | None] = []
         self.priorities: list[int] = []
+        self.samplings: list[SamplingOptions] = []
+        self.asked: list[Variant] = []
 
     async def load_task(self, name: str, digest: str) -> int:
         await self._note("load", name)
@@ -78,9 +82,12 @@ class FakeEngine:
         turn: WaitTurn,
         cache_salt: str | None,
     ) -> AsyncGenerator[EngineChunk]:
-        """Count up to `max_tokens`, a token per chunk; every prompt's token is as likely."""
+        """Count up to `max_tokens`, `n` times, a token per chunk and answer; every prompt's token
+        is as likely."""
         known = (-0.5,) * (len(prompt) - 1) if sampling.prompt_logprobs else ()
         ids = tuple(range(len(prompt)))
+        self.samplings.append(sampling)
+        self.asked.append(variant)
         self.salts.append(cache_salt)
         self.priorities.append(await turn(len(prompt)))
         self.num_generating += 1
@@ -91,9 +98,12 @@ class FakeEngine:
                     raise self.failure
                 is_last = token == sampling.max_tokens - 1
                 reason = FinishReason.LENGTH if is_last else None
-                piece = Completion(0, f"{token} ", (token,), (), reason)
+                pieces = (
+                    Completion(index, f"{token} ", (token,), (), reason)
+                    for index in range(sampling.n)
+                )
                 yield EngineChunk(
-                    (piece,),
+                    tuple(pieces),
                     len(prompt),
                     2,
                     () if token else known,
@@ -117,6 +127,8 @@ class FakeEngine:
     async def restart(self) -> None:
         await self._note("restart", "")
         await self.may_start.wait()
+        if self.start_failures:
+            raise self.start_failures.pop(0)
         self._death.clear()
         self.tasks.clear()
         self.variants.clear()

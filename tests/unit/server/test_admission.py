@@ -65,6 +65,38 @@ def test_a_refused_request_uses_nothing_up(held: ExitStack) -> None:
     assert ticket.usage.num_open == 1
 
 
+def test_a_request_that_was_counted_is_not_counted_again(held: ExitStack) -> None:
+    admission = Admission(8, 100, is_shared=True)
+    caller = principal(requests_per_s=1e-6)
+    admission.count(caller)
+    held.enter_context(admission.admitted(caller, Ask(), is_counted=True))
+    with pytest.raises(ResourceExhaustedError, match="requests"):
+        admission.count(caller)
+
+
+@pytest.mark.parametrize("limits", [{"max_concurrency": 1}, {"max_queued": 1}], ids=str)
+def test_what_could_not_be_let_in_is_not_counted(held: ExitStack, limits: dict[str, float]) -> None:
+    admission = Admission(1, 100, is_shared=True)
+    enter(held, admission, principal(), 2)
+    limited = principal(requests_per_s=1e-6, **limits)
+    with pytest.raises(ResourceExhaustedError, match="answers"):
+        admission.count(limited)
+    held.close()
+    admission.count(limited)
+
+
+def test_what_was_counted_still_needs_room(held: ExitStack) -> None:
+    admission = Admission(8, 100, is_shared=True)
+    caller = principal(max_concurrency=2)
+    enter(held, admission, caller)
+    admission.count(caller)
+    with (
+        pytest.raises(ResourceExhaustedError, match="1 answers open, of 2"),
+        admission.admitted(caller, Ask(2), is_counted=True),
+    ):
+        pass
+
+
 async def test_a_tenant_in_debt_waits_until_it_is_paid(held: ExitStack) -> None:
     admission = Admission(8, 100, is_shared=True)
     caller = principal(tokens_per_s=10.0)

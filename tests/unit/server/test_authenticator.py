@@ -13,7 +13,7 @@ from taskmix_server.errors import UnauthenticatedError
 from taskmix_server.runtime.changes import Changes
 from taskmix_server.services.tenants import TenantService
 from taskmix_server.tenancy.audit import AuditLog, Author
-from taskmix_server.tenancy.authenticator import Authenticator
+from taskmix_server.tenancy.authenticator import MAX_CONCURRENT_CHECKS, Authenticator
 from taskmix_server.tenancy.keys import ApiKey
 from taskmix_server.tenancy.principal import Principal
 from taskmix_server.tenancy.store import TenantStore
@@ -39,6 +39,28 @@ class CountingStore(TenantStore):
         self.waiting.set()
         assert self.gate.wait(20)
         return found
+
+
+class CrowdedStore(TenantStore):
+    """Counts look-ups that run at a time; each waits for `gate`, and `begun` counts them up."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self.gate = threading.Event()
+        self.begun = threading.Semaphore(0)
+        self.num_running = 0
+        self.most_running = 0
+        self._lock = threading.Lock()
+
+    def find_key(self, key_id: str) -> tuple[ApiKey, str, Tenant] | None:
+        with self._lock:
+            self.num_running += 1
+            self.most_running = max(self.most_running, self.num_running)
+        self.begun.release()
+        assert self.gate.wait(20)
+        with self._lock:
+            self.num_running -= 1
+        return super().find_key(key_id)
 
 
 @pytest.fixture
@@ -99,6 +121,29 @@ async def test_a_key_revoked_while_it_is_verified(store: CountingStore, database
     await verifying  # it came before the revocation
     with pytest.raises(UnauthenticatedError):
         await authenticator.principal(secret.text)
+
+
+async def test_callers_that_leave_do_not_make_room_for_more_checks(database: Database) -> None:
+    """Each takes 46 MiB: what a caller who has left began counts until it has ended."""
+    store = CrowdedStore(database)
+    store.create(OPS.tenant, AUTHOR)
+    _, secret = store.create_key("ops", None, AUTHOR)
+    authenticator = Authenticator(store)
+    for number in range(3 * MAX_CONCURRENT_CHECKS):
+        wrong = f"tmx_{number:012x}_{'x' * 43}"
+        leaving = asyncio.create_task(authenticator.principal(wrong))
+        if number < MAX_CONCURRENT_CHECKS:
+            assert await asyncio.to_thread(store.begun.acquire, timeout=20)
+        else:
+            await asyncio.sleep(0)
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+    staying = asyncio.create_task(authenticator.principal(secret.text))
+    await asyncio.sleep(0)
+    store.gate.set()
+    assert (await staying).name == "ops"
+    assert store.most_running == MAX_CONCURRENT_CHECKS
 
 
 async def test_rights_change_at_once(store: CountingStore, database: Database) -> None:

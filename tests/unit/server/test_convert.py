@@ -1,12 +1,16 @@
 """Messages to domain values and back."""
 
 import dataclasses
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from taskmix.v1 import bank_pb2, common_pb2, inference_pb2
 from taskmix_composer.errors import InvalidMixError
 from taskmix_composer.mix import Mix
+from taskmix_composer.mix.mixture import MAX_TERMS
+from taskmix_composer.mix.term import MAX_OVERRIDES
 from taskmix_server.domain.generation import (
     ChatMessage,
     Completion,
@@ -19,6 +23,12 @@ from taskmix_server.domain.generation import (
     SamplingOptions,
     Timings,
     Usage,
+)
+from taskmix_server.domain.limits import (
+    MAX_MASKS,
+    MAX_MESSAGES,
+    MAX_PROMPT_TOKENS,
+    MAX_STOP_STRINGS,
 )
 from taskmix_server.errors import InvalidRequestError
 from taskmix_server.rpc import convert
@@ -91,6 +101,59 @@ def test_inputs() -> None:
 def test_no_input(empty: inference_pb2.GenerateRequest) -> None:
     with pytest.raises(InvalidRequestError, match="set prompt, token_ids or chat"):
         convert.to_request(empty, "id")
+
+
+class TooMany:
+    """Of something: it can be counted, and must not be looked at."""
+
+    def __len__(self) -> int:
+        return 2**24
+
+
+TOO_MANY = TooMany()
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "limit"),
+    [("token_ids", "ids", MAX_PROMPT_TOKENS), ("chat", "messages", MAX_MESSAGES)],
+)
+def test_inputs_are_counted_before_they_are_read(kind: str, field: str, limit: int) -> None:
+    message: Any = SimpleNamespace(WhichOneof=lambda oneof: kind)
+    setattr(message, kind, SimpleNamespace(**{field: TOO_MANY}))
+    with pytest.raises(InvalidRequestError, match=f"at most {limit} "):
+        convert.to_request(message, "id")
+
+
+def test_stop_texts_are_counted_before_they_are_read() -> None:
+    message: Any = SimpleNamespace(stop=TOO_MANY)
+    with pytest.raises(InvalidRequestError, match=f"at most {MAX_STOP_STRINGS} "):
+        convert.to_sampling(message)
+
+
+def mix_of(**fields: Any) -> Any:
+    """A message of a mix with one term, of these fields."""
+    scales = SimpleNamespace(**{"by_layer": (), "by_tensor": (), **fields})
+    term = SimpleNamespace(
+        **{"task": "a", "coefficient": 1.0, "masks": (), **fields},
+        HasField=lambda name: True,
+        layers=scales,
+    )
+    terms = SimpleNamespace(terms=fields.get("terms", [term]))
+    return SimpleNamespace(HasField=lambda name: True, terms=terms)
+
+
+@pytest.mark.parametrize(
+    ("field", "limit"),
+    [
+        ("terms", MAX_TERMS),
+        ("masks", MAX_MASKS),
+        ("by_layer", MAX_OVERRIDES),
+        ("by_tensor", MAX_OVERRIDES),
+    ],
+)
+def test_parts_of_a_mix_are_counted_before_they_are_read(field: str, limit: int) -> None:
+    with pytest.raises(InvalidRequestError, match=f"at most {limit} "):
+        convert.to_mix(mix_of(**{field: TOO_MANY}))
 
 
 def test_targets() -> None:

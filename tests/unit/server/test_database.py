@@ -3,16 +3,20 @@
 import sqlite3
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, select, text
 
 from taskmix_composer.mix import Mix
 from taskmix_server.database import Database, connection, state_in_use
 from taskmix_server.database.models import Base, NamedMixRow
+from taskmix_server.database.schema import MIGRATIONS
 from taskmix_server.errors import FailedPreconditionError, ServingError, UnavailableError
 from taskmix_server.runtime.mixes import NamedMixRecord, NamedMixStore
 from taskmix_server.tenancy.audit import Author
@@ -48,6 +52,20 @@ def run(path: Path, *statements: str) -> list[tuple[object, ...]]:
         raw.close()
 
 
+def read_at_once(database: Database, num_readers: int) -> list[list[str]]:
+    """The names of mixes as readers see them who all hold a connection at the same time."""
+    together = threading.Barrier(num_readers, timeout=20)
+
+    def names(_: int) -> list[str]:
+        with database.reading() as session:
+            found = list(session.scalars(select(NamedMixRow.name).order_by(NamedMixRow.name)))
+            together.wait()
+        return found
+
+    with ThreadPoolExecutor(num_readers) as threads:
+        return list(threads.map(names, range(num_readers)))
+
+
 def test_migrations_make_the_tables_of_the_models(tmp_path: Path, database: Database) -> None:
     engine = create_engine(f"sqlite:///{tmp_path / 'state' / connection.FILENAME}")
     with engine.connect() as opened:
@@ -66,7 +84,41 @@ def test_a_database_from_before_migrations_is_taken_over(tmp_path: Path) -> None
         assert store.all() == [NamedMixRecord("prod", mix)]
         assert TenantStore(database).is_empty
         database.close()
-    assert run(path, "SELECT version_num FROM alembic_version") == [("0003",)]
+    assert run(path, "SELECT version_num FROM alembic_version") == [("0005",)]
+
+
+def moved(path: Path, revision: str) -> None:
+    """Bring a database back to an earlier revision."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    engine = create_engine(f"sqlite:///{path}")
+    with engine.begin() as opened:
+        config.attributes["connection"] = opened
+        command.downgrade(config, revision)
+    engine.dispose()
+
+
+def test_outcomes_from_before_keys_were_an_experiment_s(tmp_path: Path, database: Database) -> None:
+    path = tmp_path / "state" / connection.FILENAME
+    columns = "id, experiment_id, exposure_id, request_row_id, tenant_id, key, metric, value, at"
+    moved(path, "0003")
+    run(
+        path,
+        "INSERT INTO experiments VALUES "
+        "(7, 'tone', 2, '{}', 'd', 'running', 100, '[]', '', NULL, '2026-05-04', NULL, NULL)",
+        "INSERT INTO experiment_exposures VALUES (3, 7, '', 'ann', 'control', 0, '2026-05-04')",
+        "INSERT INTO experiment_requests VALUES "
+        "(5, 7, 3, '', 'r1', 'control', 0, '2026-05-04', 1, 1, 1, '', '', NULL, NULL)",
+        f"INSERT INTO experiment_outcomes ({columns}) VALUES "
+        "(1, 7, 3, NULL, '', 'k1', 'rating', 4.0, '2026-05-04'), "
+        "(2, 7, 3, 5, '', 'k2', 'rating', 5.0, '2026-05-04')",
+    )
+    before = run(path, f"SELECT {columns} FROM experiment_outcomes ORDER BY id")
+    Database.at(tmp_path / "state").close()
+    kept = "SELECT key, experiment, exposure_id, request_id FROM experiment_outcomes ORDER BY id"
+    assert run(path, kept) == [("k1", "tone", 3, ""), ("k2", "tone", 3, "r1")]
+    moved(path, "0003")
+    assert run(path, f"SELECT {columns} FROM experiment_outcomes ORDER BY id") == before
 
 
 def test_a_later_release_s_database_is_refused(tmp_path: Path, database: Database) -> None:
@@ -122,7 +174,8 @@ def test_a_failed_block_changes_nothing(database: Database) -> None:
         assert session.get(NamedMixRow, "x") is None
 
 
-def test_a_database_that_is_full(database: Database) -> None:
+def test_a_database_that_is_full(tmp_path: Path, database: Database) -> None:
+    run(tmp_path / "state" / connection.FILENAME, "VACUUM")  # migrations leave pages free
     with database.writing() as session:
         session.execute(text("PRAGMA max_page_count = 1"))
     with pytest.raises(UnavailableError, match=r"full.*nothing was changed"):
@@ -158,7 +211,8 @@ def test_a_database_whose_file_is_gone(
         path.touch()
     with pytest.raises(UnavailableError, match=r"gone or was replaced.*nothing was changed"):
         store.register("other", Mix(), AUTHOR)
-    assert [record.name for record in store.all()] == ["prod"], "what is known is still served"
+    seen = read_at_once(database, connection.NUM_CONNECTIONS)
+    assert seen == [["prod"]] * connection.NUM_CONNECTIONS, "what is known is still served"
     assert path.exists() is is_replaced, "no empty database in its place"
     kept.rename(path)
     store.register("other", Mix(), AUTHOR)

@@ -1,7 +1,11 @@
-"""How the front has a worker change its tasks: begun at once, then asked after until it is made."""
+"""How the front has a worker change its tasks and mixes.
+
+A change of tasks is begun at once, then asked after until it is made.
+"""
 
 import asyncio
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +13,10 @@ import pytest
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from taskmix_composer.errors import BankFormatError
+from taskmix_composer.mix import Mix
+from taskmix_server.domain.variant import Variant
 from taskmix_server.engine.config import EngineConfig
+from taskmix_server.engine.vllm.carriers import is_shadow
 from taskmix_server.engine.vllm.engine import VllmEngine
 from taskmix_server.engine.vllm.worker import Reply
 from taskmix_server.errors import UnavailableError
@@ -68,3 +75,14 @@ async def test_a_task_is_unloaded_and_gone_with_a_dead_engine() -> None:
     await engine_of(worker).unload_task("digest")
     assert worker.asked == [("taskmix_begin_unload", "digest"), *[("taskmix_finish",)] * 2]
     await engine_of(Worker([NOT_YET])).unload_task("digest")
+
+
+async def test_a_shadow_s_requests_say_so_to_the_worker() -> None:
+    engine = engine_of(Worker([{"value": None}]))
+    variant = Variant(Mix.parse("a"), "digest", {"a": "content"}, "revision")
+    await engine.register_variant(variant)
+    plain, shadow = (engine.lora_request(replace(variant, is_shadow=it)) for it in (False, True))
+    assert plain is not None
+    assert shadow is not None
+    assert (is_shadow(plain), is_shadow(shadow)) == (False, True)
+    assert plain.lora_path == shadow.lora_path

@@ -74,8 +74,6 @@ async def test_from_a_draft_to_a_decision(ops: AsyncClient, parts: Parts) -> Non
     results = await ops.experiment_results("tone", ratios=("rating/requests",), alpha=0.1)
     assert sum(traffic.num_subjects for traffic in results.traffic) == 3
     assert (results.alpha, results.metrics[-1].metric) == (0.1, "rating/requests")
-    halted = await ops.stop_experiment("tone", arm="mixed", why="too slow")
-    assert [(halt.arm, halt.why) for halt in halted.halted] == [("mixed", "too slow")]
     assert (await ops.stop_experiment("tone")).why == "ops stopped it"
     promoted = await ops.promote_experiment("tone", "mixed", "prod")
     assert promoted.promotion is not None
@@ -88,6 +86,16 @@ async def test_from_a_draft_to_a_decision(ops: AsyncClient, parts: Parts) -> Non
     assert await ops.experiments() == (await ops.experiment("tone"),)
     verbs = [record.verb for record in await ops.audit(8)]
     assert verbs[:2] == ["experiments.rollback", "experiments.promote"]
+
+
+async def test_an_arm_that_was_stopped_does_not_win(ops: AsyncClient) -> None:
+    await ops.create_experiment(TONE)
+    await ops.start_experiment("tone")
+    halted = await ops.stop_experiment("tone", arm="mixed", why="too slow")
+    assert [(halt.arm, halt.why) for halt in halted.halted] == [("mixed", "too slow")]
+    with pytest.raises(FailedPreconditionError, match=r"'mixed' of .* was stopped: too slow"):
+        await ops.promote_experiment("tone", "mixed", "prod")
+    assert (await ops.promote_experiment("tone", "control", "prod")).status == "promoted"
 
 
 async def test_every_field_arrives(ops: AsyncClient) -> None:

@@ -10,6 +10,7 @@ import pytest
 from taskmix_client import (
     Arm,
     AsyncClient,
+    DeadlineExceededError,
     ExperimentDesign,
     FailedPreconditionError,
     Guardrail,
@@ -166,6 +167,27 @@ async def test_a_failure_counts_against_its_arm(ops: AsyncClient, parts: Parts) 
     with pytest.raises(RuntimeError):
         async with parts.inference.observed(record, str):
             await parts.inference.generate(request, DEFAULT, record)
+    kept = {result.metric: result for result in (await ops.experiment_results("tone")).metrics}
+    assert [each.value for each in kept["error_rate"].estimates if each.count] == [1.0]
+
+
+async def test_an_arm_that_cannot_be_made_ready_fails(ops: AsyncClient, parts: Parts) -> None:
+    """A task of it is not there: its requests never reach the engine, and count all the same."""
+    await ops.unload_task("body")
+    for subject in SUBJECTS:
+        with suppress(NotFoundError):
+            await ops.generate("x", experiment="tone", subject=subject, max_tokens=1)
+    kept = {result.metric: result for result in (await ops.experiment_results("tone")).metrics}
+    control, mixed = kept["error_rate"].estimates
+    assert (control.value, mixed.value) == (0.0, 1.0)
+    assert control.count + mixed.count == len(SUBJECTS)
+
+
+async def test_an_answer_that_is_too_late_fails(ops: AsyncClient, parts: Parts) -> None:
+    """The caller's deadline passes while the arm answers, on and on."""
+    with pytest.raises(DeadlineExceededError):
+        await ops.generate("x", experiment="tone", subject="ann", max_tokens=10**6, timeout_s=0.2)
+    await parts.engine.seen["end"].wait()
     kept = {result.metric: result for result in (await ops.experiment_results("tone")).metrics}
     assert [each.value for each in kept["error_rate"].estimates if each.count] == [1.0]
 

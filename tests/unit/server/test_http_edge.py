@@ -175,7 +175,19 @@ async def test_a_body_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize(
-    "raw", [b"", b"{", b"[]", b"1", b"\xff", b"[" * 10**5, b'{"a": NaN}', b'{"a": 1e999}']
+    "raw",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"1",
+        b"\xff",
+        '{"a": 1}'.encode("utf-16"),
+        b"[" * 10**4,
+        b'{"a": NaN}',
+        b'{"a": 1e999}',
+    ],
+    ids=lambda raw: repr(raw)[:20],
 )
 def test_bodies_that_are_not_json_objects(raw: bytes) -> None:
     with pytest.raises(errors.InvalidRequestError, match="body"):
@@ -200,19 +212,24 @@ def test_who_wants_prompt_log_probabilities(body: dict[str, Any], wants: bool) -
     assert wants_prompt_logprobs(body) is wants
 
 
-@pytest.mark.parametrize("n", [0, -1, 129, 10**30, "2", 1.5, [1]])
+@pytest.mark.parametrize("n", [0, -1, 129, 2**62, "2", 1.5, [1]])
 async def test_n(http: httpx.AsyncClient, n: Any) -> None:
     response = await ask(http, prompt="x", n=n)
     assert response.status_code == 400
     assert "n must be an integer in [1, 128]" in response.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("field", [{"top_k": 2**63}, {"logit_bias": {"1": -(2**63) - 1}}])
+@pytest.mark.parametrize(
+    "field",
+    [{"top_k": 2**63}, {"logit_bias": {"1": -(2**63) - 1}}, {"n": 10**30}, {"x": [[10**4000]]}],
+    ids=lambda field: repr(field)[:30],
+)
 async def test_integers_that_are_too_large(http: httpx.AsyncClient, field: Any) -> None:
     response = await ask(http, prompt="x", **field)
     assert response.status_code == 400
     assert "at most 64 bits" in response.json()["error"]["message"]
-    assert (await ask(http, prompt="x", seed=2**63 - 1)).status_code == 200
+    for seed in (2**63 - 1, -(2**63)):
+        assert (await ask(http, prompt="x", seed=seed)).status_code == 200
 
 
 @pytest.mark.parametrize("model", [5, ["a"], {"terms": []}, True])

@@ -2,12 +2,16 @@
 
 import asyncio
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 from taskmix_composer.errors import InvalidMixError
 from taskmix_composer.mix import Mix
+from taskmix_server.database import Database
+from taskmix_server.database.connection import FILENAME
 from taskmix_server.domain.generation import (
     ExperimentTarget,
     FinishReason,
@@ -17,6 +21,8 @@ from taskmix_server.domain.generation import (
     Target,
 )
 from taskmix_server.errors import InvalidRequestError, NotFoundError, UnavailableError
+from taskmix_server.runtime.mixes import NamedMixStore
+from taskmix_server.services.inference import InferenceService
 from taskmix_server.telemetry.requests import RequestRecord
 from taskmix_server.tenancy.principal import DEFAULT
 from tests.unit.server.conftest import Parts
@@ -92,6 +98,35 @@ async def test_what_a_model_name_means(parts: Parts) -> None:
     assert await find("experiment:split", "tiny") == ExperimentTarget("split", "")
     with pytest.raises(InvalidMixError):
         await find("body:", "tiny")
+
+
+@pytest.fixture
+def stranded(parts: Parts, tmp_path: Path) -> InferenceService:
+    """With a database of mixes that does not work."""
+    database = Database.at(tmp_path / "gone")
+    database.close()
+    (tmp_path / "gone" / FILENAME).unlink()
+    return replace(parts.inference, mixes=NamedMixStore(database))
+
+
+@pytest.mark.parametrize("mix", ["head:0.5+body:0.5", "head:1", "head+body", '{"terms": []}'])
+async def test_mixes_of_one_s_own_need_no_database(stranded: InferenceService, mix: str) -> None:
+    assert await stranded.find(mix, "tiny", DEFAULT) == Mix.parse(mix)
+
+
+async def test_the_base_and_experiments_need_no_table_of_mixes(stranded: InferenceService) -> None:
+    assert await stranded.find("base", "tiny", DEFAULT) == Mix()
+    split = ExperimentTarget("split", "")
+    assert await stranded.find("experiment:split", "tiny", DEFAULT) == split
+
+
+@pytest.mark.parametrize("name", ["prod", "head", "nosuch", "a.b-c_d"])
+async def test_what_may_be_a_registered_name_needs_the_database(
+    stranded: InferenceService, name: str
+) -> None:
+    """Neither unknown nor the task of that name: what it means cannot be told."""
+    with pytest.raises(UnavailableError, match="database"):
+        await stranded.find(name, "tiny", DEFAULT)
 
 
 async def test_prompt_log_probabilities(parts: Parts) -> None:

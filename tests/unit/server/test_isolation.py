@@ -85,12 +85,17 @@ async def test_a_hidden_mix_is_like_an_unknown_one(served: Secured, ask: str) ->
 
 @pytest.mark.parametrize("name", [*HIDDEN, "ops-mix", "full-leak"])
 async def test_hidden_names_over_http(served: Secured, name: str) -> None:
-    async def told(model: str) -> tuple[int, str]:
-        response = await ask(served, "full", model=model, prompt="x")
-        return response.status_code, response.text.replace(f"'{model}'", "NAME")
+    async def told(name: str, **body: Any) -> tuple[int, str]:
+        response = await ask(served, "full", prompt="x", **body)
+        return response.status_code, response.text.replace(f"'{name}'", "NAME")
 
-    assert await told(name) == await told(UNKNOWN)
-    assert (await told(name))[0] == 404
+    def term(task: str) -> dict[str, Any]:
+        return {"terms": [{"task": task, "coefficient": 1.0}]}
+
+    unknown = await told(UNKNOWN, model=UNKNOWN)
+    assert unknown[0] == 404
+    assert await told(name, model=name) == unknown
+    assert await told(name, task_mix=term(name)) == unknown
 
 
 async def test_lists_show_what_may_be_used(served: Secured) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -59,6 +60,8 @@ def test_a_body_s_priority() -> None:
         (COMPLETIONS, {}, 100, 16),
         (COMPLETIONS, {"max_tokens": None}, 100, 100),
         (COMPLETIONS, {"max_tokens": 7}, 10, 7),
+        (COMPLETIONS, {"max_completion_tokens": 1}, 10, 10),  # vLLM would make 16
+        (COMPLETIONS, {"max_completion_tokens": 4000, "max_tokens": 7}, 10, 7),
         (CHAT, {}, None, None),
         (CHAT, {}, 10, 10),
     ],
@@ -72,19 +75,48 @@ def test_the_length_of_an_answer(
 
 
 @pytest.mark.parametrize(
-    "body",
+    ("path", "body"),
     [
-        {"max_tokens": 11},
-        {"max_completion_tokens": 11},
-        {"max_completion_tokens": 11, "max_tokens": 2},
-        {"max_tokens": "11"},
-        {"max_tokens": 11.0},
+        (CHAT, {"max_tokens": 11}),
+        (CHAT, {"max_completion_tokens": 11}),
+        (CHAT, {"max_completion_tokens": 11, "max_tokens": 2}),
+        (CHAT, {"max_tokens": "11"}),
+        (CHAT, {"max_tokens": 11.0}),
+        (COMPLETIONS, {"max_tokens": 11}),
+        (COMPLETIONS, {"max_completion_tokens": 1, "max_tokens": 11}),
     ],
     ids=str,
 )
-def test_answers_that_would_be_too_long(body: dict[str, Any]) -> None:
+def test_answers_that_would_be_too_long(path: str, body: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequestError, match="max_"):
-        limited(body, CHAT, Limits(max_output_tokens=10))
+        limited(body, path, Limits(max_output_tokens=10))
+
+
+@asynccontextmanager
+async def edge(parts: Parts, inner: Any, limits: Limits) -> AsyncIterator[httpx.AsyncClient]:
+    """The HTTP edge in front of `inner`, as a tenant with these limits sees it."""
+    ops = parts.store.create(Tenant("ops", Role.ADMIN), AUTHOR)
+    parts.store.update(replace(ops, limits=limits), AUTHOR)
+    key = parts.store.create_key("ops", None, AUTHOR)[1].text
+    parts.services.access.authenticator.is_open = False
+    app: Any = build_app(inner, parts.services, parts.engine, "tiny")
+    headers = {"authorization": f"Bearer {key}"}
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(
+        transport=transport, base_url="http://edge", headers=headers
+    ) as http:
+        yield http
+
+
+@pytest.mark.parametrize("first", [b'{"prompt": "x"}', b"{", b'{"n": 0}', b'{"model": "?"}'])
+async def test_a_body_is_looked_at_when_its_request_was_counted(parts: Parts, first: bytes) -> None:
+    """Also one that is refused for what it says has used its tenant's rate up."""
+    async with edge(parts, Inner(1), Limits(requests_per_s=1e-6)) as http:
+        counted = await http.post(COMPLETIONS, content=first)
+        refused = await http.post(COMPLETIONS, content=b"{")
+    assert counted.status_code == (200 if b"prompt" in first else 400)
+    assert refused.status_code == 429
+    assert "1e-06 requests per second" in refused.json()["error"]["message"]
 
 
 @dataclass
@@ -125,17 +157,8 @@ class Inner:
 async def test_a_prompt_is_counted_behind_vllm_s_app(
     parts: Parts, num_tokens: int, status: int
 ) -> None:
-    ops = parts.store.create(Tenant("ops", Role.ADMIN), AUTHOR)
-    parts.store.update(replace(ops, limits=Limits(max_prompt_tokens=4)), AUTHOR)
-    key = parts.store.create_key("ops", None, AUTHOR)[1].text
-    parts.services.access.authenticator.is_open = False
     inner = Inner(num_tokens)
-    app: Any = build_app(inner, parts.services, parts.engine, "tiny")  # type: ignore[arg-type]
-    headers = {"authorization": f"Bearer {key}"}
-    transport = httpx.ASGITransport(app)
-    async with httpx.AsyncClient(
-        transport=transport, base_url="http://edge", headers=headers
-    ) as http:
+    async with edge(parts, inner, Limits(max_prompt_tokens=4)) as http:
         answer = await http.post(COMPLETIONS, json={"prompt": "x", "priority": 7})
     assert answer.status_code == status
     assert inner.is_asked is (status == 200)

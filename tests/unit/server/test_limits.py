@@ -1,5 +1,7 @@
 """What one request may bring is bounded alike on both edges, before any work is done for it."""
 
+import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -9,6 +11,9 @@ from taskmix_server.domain.generation import ChatMessage, GenerationRequest, Pro
 from taskmix_server.domain.limits import (
     MAX_COMPLETIONS,
     MAX_JSON_DEPTH,
+    MAX_JSON_NESTED,
+    MAX_JSON_TEXTS,
+    MAX_JSON_VALUES,
     MAX_MESSAGES,
     MAX_PROMPT_CHARACTERS,
     MAX_PROMPT_TOKENS,
@@ -17,7 +22,8 @@ from taskmix_server.domain.limits import (
     MAX_STOP_STRINGS,
 )
 from taskmix_server.errors import InvalidRequestError
-from taskmix_server.rest.bounds import check_bounds
+from taskmix_server.rest.body import parse_body
+from taskmix_server.rest.bounds import LOOP_BYTES, bounded_body, check_bounds
 
 TURN = {"role": "user", "content": "x"}
 HALF = "x" * (MAX_PROMPT_CHARACTERS // 2)
@@ -77,6 +83,58 @@ def test_bodies_within_the_limits(body: dict[str, Any]) -> None:
 def test_bodies_over_a_limit(body: dict[str, Any], limit: object) -> None:
     with pytest.raises(InvalidRequestError, match=str(limit)):
         check_bounds(body)
+
+
+def body_of(value: bytes, count: int) -> bytes:
+    """A body with a list of so many equal values."""
+    return b'{"":[%s]}' % b",".join([value] * count)
+
+
+@pytest.mark.parametrize(
+    ("value", "most"),
+    [
+        (b"[]", MAX_JSON_NESTED - 2),
+        (b"{}", MAX_JSON_NESTED - 2),
+        (b'""', MAX_JSON_TEXTS - 1),
+        (b"1", MAX_JSON_VALUES - 1),
+    ],
+    ids=repr,
+)
+def test_values_of_a_body(value: bytes, most: int) -> None:
+    """Counted before they are made: what would not be JSON is over the limit, too."""
+    assert len(parse_body(body_of(value, most))[""]) == most
+    with pytest.raises(InvalidRequestError, match="in its body"):
+        parse_body(body_of(value, most + 1) + b"}")
+
+
+@pytest.mark.parametrize(
+    "text", ["[{," * MAX_JSON_VALUES, '\\"[' * MAX_JSON_TEXTS, '\\\\"'], ids=len
+)
+def test_what_texts_hold_is_not_counted(text: str) -> None:
+    body = {"prompt": text, "model": ""}
+    assert parse_body(json.dumps(body).encode()) == body
+
+
+@pytest.mark.parametrize("text", [b'"\\\\"', b'"\\""'])
+def test_no_text_hides_what_is_behind_it(text: bytes) -> None:
+    hidden = b"[]," * MAX_JSON_NESTED
+    with pytest.raises(InvalidRequestError, match="lists and objects in its body"):
+        parse_body(b'{"x":[%s,%s""]}' % (text, hidden))
+
+
+async def test_others_are_served_while_a_large_body_is_read() -> None:
+    reading = asyncio.create_task(bounded_body(body_of(b"1", LOOP_BYTES)))
+    num_turns = 0
+    while not reading.done():
+        await asyncio.sleep(0)
+        num_turns += 1
+    assert num_turns > 2
+    assert len((await reading)[""]) == LOOP_BYTES
+
+
+async def test_a_large_body_is_held_to_the_limits() -> None:
+    with pytest.raises(InvalidRequestError, match="levels"):
+        await bounded_body(body_of(b"[" * MAX_JSON_DEPTH + b"]" * MAX_JSON_DEPTH, 1000))
 
 
 def requested(prompt: Prompt) -> GenerationRequest:

@@ -8,6 +8,7 @@ import pytest
 from grpc import StatusCode
 
 from taskmix.v1 import bank_pb2
+from taskmix_server.rpc import reading
 from tests.unit.server.conftest import Parts
 from tests.unit.server.secured import Secured, secured
 
@@ -42,6 +43,19 @@ async def test_a_call_without_a_message(parts: Parts, path: str) -> None:
     async with secured(parts) as served:
         code, details = await ended(served, path)
     assert (code, details) == (StatusCode.INVALID_ARGUMENT, "the call ended without a message")
+
+
+@pytest.mark.parametrize("path", [TASKS, STREAM, CHECK, REFLECTION])
+async def test_a_caller_who_sends_nothing(
+    parts: Parts, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "MESSAGE_S", 0.01)
+    async with secured(parts) as served:
+        metadata = (("authorization", f"Bearer {served.keys['ops']}"),)
+        call: Any = served.channel.stream_stream(path)(metadata=metadata, timeout=ANSWER_S)
+        with pytest.raises(grpc.aio.AioRpcError, match="no message came within") as refusal:
+            await call.read()
+    assert refusal.value.code() is StatusCode.DEADLINE_EXCEEDED
 
 
 async def test_only_the_first_message_of_a_call_counts(parts: Parts) -> None:

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -18,7 +17,6 @@ from taskmix_server.runtime.experiments.copies import Copy
 from taskmix_server.runtime.experiments.shadows import (
     BUSY,
     FULL,
-    KEEP,
     MAX_PENDING,
     PRIORITY,
     Shadows,
@@ -40,20 +38,18 @@ class Watched:
 
     def __init__(self, parts: Parts) -> None:
         self.told: asyncio.Queue[str] = asyncio.Queue()
-        running, records = parts.experiments.running, parts.experiments.records
+        running = parts.experiments.running
         self.shadows = Shadows(
-            parts.engine, parts.variants, running, records, self.told.put_nowait, quiet_s=0.0
+            parts.engine, parts.variants, running, self.told.put_nowait, quiet_s=0.0
         )
         self.parts = parts
         self.inference: InferenceService = replace(parts.inference, shadows=self.shadows)
 
-    async def ask(
-        self, number: int = 0, max_tokens: int = 4, principal: Principal = DEFAULT
-    ) -> None:
+    async def ask(self, number: int = 0, principal: Principal = DEFAULT, **options: Any) -> None:
         """A request of the experiment, from its start to its report."""
         name = f"request {number}"
         record = RequestRecord(name)
-        sampling = SamplingOptions(max_tokens=max_tokens)
+        sampling = SamplingOptions(**{"max_tokens": 4, **options})
         request = GenerationRequest(name, (1, 2, 3), ExperimentTarget("tone", "ann"), sampling)
         async with self.inference.observed(record, str):
             await self.inference.generate(request, principal, record)
@@ -101,7 +97,8 @@ async def test_a_copy_is_answered_and_compared(parts: Parts, watched: Watched) -
         assert await watched.next_told() == OK
     (shadow,) = await watched.results()
     assert (shadow.arm, shadow.num_requests, shadow.error_rate) == ("next", 1, 0.0)
-    assert (shadow.agreement, shadow.served_logprob, shadow.tokens) == (1.0, -0.5, 4.0)
+    assert (shadow.agreement, shadow.served_logprob) == (1.0, -0.5)
+    assert (shadow.tokens, shadow.served_tokens) == (4.0, 4.0)
     traffic = results(parts.experiments.database, parts.experiments.store.get("tone")).traffic
     assert [arm.num_requests for arm in traffic] == [1]
 
@@ -180,22 +177,52 @@ async def test_a_shadow_that_fails_harms_nobody(
         await watched.ask(1)
         assert await watched.next_told() == FAILED
     assert "has changed since the experiment was made" in caplog.text
-    assert await watched.results() == ()
+    (shadow,) = await watched.results()
+    assert (shadow.num_requests, shadow.error_rate, shadow.agreement) == (2, 1.0, None)
 
 
-async def test_old_results_are_forgotten(parts: Parts, watched: Watched) -> None:
+async def test_errors_are_kept_apart_from_answers(parts: Parts, watched: Watched) -> None:
     start(parts)
-    service: Any = parts.experiments
     async with watched.working():
         await watched.ask()
         assert await watched.next_told() == OK
-    await service.running.flush()
-    now = service.records._now
-    service.records._now = lambda: now() + KEEP + timedelta(hours=1)
-    assert await watched.results()
-    async with watched.working(), asyncio.timeout(TOLD_S):
-        while await watched.results():
-            pass
+        with watched.shadows.aside():
+            await watched.ask(1)
+            parts.engine.failure = RuntimeError("broken")
+        assert await watched.next_told() == FAILED
+    (shadow,) = await watched.results()
+    assert (shadow.num_requests, shadow.error_rate) == (2, 0.5)
+    assert (shadow.agreement, shadow.tokens) == (1.0, 4.0), "of the answer alone"
+
+
+async def test_of_several_answers_the_first_is_compared(parts: Parts, watched: Watched) -> None:
+    start(parts)
+    async with watched.working():
+        await watched.ask(n=3, temperature=0.5, seed=7)
+        assert await watched.next_told() == OK
+    (shadow,) = await watched.results()
+    assert (shadow.agreement, shadow.tokens) == (1.0, 4.0)
+    asked, copied, _ = parts.engine.samplings
+    assert copied == replace(asked, n=1)
+
+
+async def test_a_changed_head_is_not_asked_for_log_probabilities(
+    parts: Parts, watched: Watched
+) -> None:
+    start(parts, mix="head")
+    async with watched.working():
+        await watched.ask(prompt_logprobs=True, logprobs=True)
+        assert await watched.next_told() == OK
+    asked, copied = parts.engine.samplings
+    assert copied == replace(asked, prompt_logprobs=False, logprobs=False)
+
+
+async def test_the_engine_knows_whom_nobody_waits_for(parts: Parts, watched: Watched) -> None:
+    start(parts)
+    async with watched.working():
+        await watched.ask()
+        assert await watched.next_told() == OK
+    assert [variant.is_shadow for variant in parts.engine.asked] == [False, True, True]
 
 
 @pytest.mark.parametrize(

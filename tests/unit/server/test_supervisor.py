@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
+from taskmix_composer.errors import CheckpointError
 from taskmix_composer.mix import Mix
 from taskmix_server.errors import FailedPreconditionError, NotFoundError, UnavailableError
 from taskmix_server.runtime.state import ServerState
@@ -32,8 +33,13 @@ class Watch:
         self.task = asyncio.create_task(self._supervisor.run())
 
     async def outcome(self) -> str:
-        """Of the next try to start the engine."""
-        return await self._outcomes.get()
+        """Of the next try to start the engine; fails with what has ended the supervisor."""
+        told = asyncio.create_task(self._outcomes.get())
+        await asyncio.wait({told, self.task}, return_when=asyncio.FIRST_COMPLETED)
+        if not told.done():
+            told.cancel()
+            await self.task
+        return await told
 
     async def _last(self) -> None:
         self.seen_restoring.append(self.state.is_restoring)
@@ -95,13 +101,42 @@ async def test_content_that_is_gone_is_given_up(
     assert "task head is not served any more: changed in the bank" in caplog.text
 
 
-async def test_an_engine_that_dies_while_it_is_restored(parts: Parts) -> None:
+FAILURES = (
+    UnavailableError("vLLM did not start"),
+    FailedPreconditionError("vLLM cannot serve the base so"),
+    CheckpointError("config.json is missing"),
+    OSError("the directory is away"),
+)
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=repr)
+async def test_an_engine_that_does_not_start_at_once(parts: Parts, failure: Exception) -> None:
+    """A base's directory that is away for a moment takes one of the tries, and not the server."""
     async with watching(parts) as watch:
-        watch.failures.append(UnavailableError("died again"))
+        parts.engine.start_failures.append(failure)
+        parts.engine.die()
+        assert [await watch.outcome(), await watch.outcome()] == [FAILED, OK]
+        assert not watch.state.is_restoring
+    assert parts.engine.is_healthy
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=repr)
+async def test_an_engine_that_dies_while_it_is_restored(parts: Parts, failure: Exception) -> None:
+    async with watching(parts) as watch:
+        watch.failures.append(failure)
         parts.engine.die()
         assert [await watch.outcome(), await watch.outcome()] == [FAILED, OK]
         assert watch.seen_restoring == [True, True]
         assert not watch.state.is_restoring
+
+
+async def test_an_engine_that_never_starts(parts: Parts) -> None:
+    async with watching(parts) as watch:
+        parts.engine.start_failures.extend(OSError("the directory is away") for _ in WAITS_S)
+        parts.engine.die()
+        assert [await watch.outcome() for _ in WAITS_S] == [FAILED] * len(WAITS_S)
+        with pytest.raises(UnavailableError, match="started 3 times in 600 s"):
+            await watch.task
 
 
 async def test_an_engine_that_does_not_stay(parts: Parts) -> None:

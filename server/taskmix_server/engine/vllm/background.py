@@ -23,6 +23,8 @@ With less (19), a load takes longer, and so does the model where the thread is p
 Python's lock.
 """
 
+THREAD = "taskmix-change"
+
 Install = Callable[[], int]
 """What is left of a change for the thread that runs the model; gives the bytes held then."""
 Prepare = Callable[[], Install]
@@ -41,7 +43,9 @@ class Background:
     def begin(self, prepare: Prepare) -> None:
         """Start to prepare a change. One that was begun before and never finished is given up."""
         self._prepared = Future()
-        self._thread = threading.Thread(target=_run, args=(prepare, self._prepared, self._thread))
+        self._thread = threading.Thread(
+            target=_run, args=(prepare, self._prepared, self._thread), name=THREAD
+        )
         self._thread.start()
 
     def finish(self) -> int | None:

@@ -2,8 +2,8 @@
 
 import asyncio
 from argparse import Namespace
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
@@ -18,6 +18,7 @@ from taskmix_server.errors import UnavailableError
 
 POLL_S = 0.1
 
+ResultT = TypeVar("ResultT")
 ObserveLoad = Callable[[EngineLoad], None]
 
 
@@ -27,7 +28,7 @@ async def start(
     """Start vLLM's processes; gives the arguments of `vllm serve` and the client of the engine.
 
     A caller that is cancelled leaves no process behind. Raises UnavailableError if vLLM does not
-    start.
+    start, and what `server_config` does if it cannot be told what to serve.
     """
     starting = asyncio.create_task(asyncio.to_thread(_start, config, observers))
     try:
@@ -42,20 +43,25 @@ async def start(
 
 
 async def call(client: AsyncLLM, verb: str, arguments: tuple[Any, ...]) -> Any:
-    """Ask every worker; UnavailableError if the engine has died or dies meanwhile.
+    """Ask every worker; UnavailableError if the engine has died or dies meanwhile."""
+    return await answer_of(client, client.collective_rpc(verb, args=arguments))
+
+
+async def answer_of(client: AsyncLLM, asking: Coroutine[Any, Any, ResultT]) -> ResultT:
+    """Wait for what asks the client's engine; UnavailableError if it has died or dies meanwhile.
 
     vLLM leaves calls to an engine that dies without an answer.
     """
-    asking = asyncio.ensure_future(client.collective_rpc(verb, args=arguments))
+    answer = asyncio.create_task(asking)
     dying = asyncio.create_task(death_of(client))
     try:
-        await asyncio.wait({asking, dying}, return_when=asyncio.FIRST_COMPLETED)
-        if asking.done():
-            return asking.result()
+        await asyncio.wait({answer, dying}, return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            return answer.result()
     except EngineDeadError as error:
         raise stopped() from error
     finally:
-        asking.cancel()
+        answer.cancel()
         dying.cancel()
     raise stopped()
 
@@ -76,7 +82,7 @@ def _start(config: EngineConfig, observers: Sequence[ObserveLoad]) -> tuple[Name
     stats = LoadWatcher(vllm_config, observers)
     try:
         client = AsyncLLM.from_vllm_config(vllm_config, stat_loggers=[lambda *_: stats])
-    except (RuntimeError, TimeoutError) as error:
+    except (RuntimeError, OSError, ValueError) as error:
         raise UnavailableError(
             f"vLLM did not start ({error}); its own messages above say why"
         ) from error

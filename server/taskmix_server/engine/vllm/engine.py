@@ -29,6 +29,7 @@ from taskmix_server.domain.variant import Variant
 from taskmix_server.engine.base import DeltaMemory, EngineChunk, EngineLoad, WaitTurn
 from taskmix_server.engine.config import EngineConfig
 from taskmix_server.engine.vllm import clients, compat
+from taskmix_server.engine.vllm.carriers import as_shadow
 from taskmix_server.engine.vllm.clients import ObserveLoad
 from taskmix_server.engine.vllm.phases import phases_of
 from taskmix_server.engine.vllm.worker import Reply
@@ -112,7 +113,7 @@ class VllmEngine:
         request = self._requests.get(variant.digest)
         if request is None:
             raise clients.stopped()
-        return request
+        return as_shadow(request) if variant.is_shadow else request
 
     async def generate(
         self,

@@ -23,6 +23,7 @@ from taskmix_composer.recipe import expanded, parse_mix
 from taskmix_server.engine.vllm import compat
 from taskmix_server.engine.vllm.background import Background, Install, Prepare
 from taskmix_server.engine.vllm.cache import DeltaCache
+from taskmix_server.engine.vllm.carriers import is_shadow
 from taskmix_server.engine.vllm.coded import CodedLoader
 from taskmix_server.engine.vllm.config import check_config
 from taskmix_server.engine.vllm.deltas import DeltaArranger, MaskedTask, Masks, TensorTable
@@ -177,7 +178,8 @@ class MixManager:
         if key != self._last:
             self._step = self._planner().step(*key)
         self._last = key
-        self._num_steps[self._merged.begin(self._step.tokens)] += 1
+        path = self._merged.begin(self._step.tokens, may_merge=not any(map(is_shadow, requests)))
+        self._num_steps[path] += 1
         self._current.begin(self._step)
 
     @contextmanager

@@ -2,7 +2,8 @@
 
 Adding deltas costs time at every step, merging costs it once. As long as nobody knows how long a
 mix will stay alone, the rule that never costs more than twice the best choice is to merge when the
-time that adding took has reached what merging takes (the ski-rental problem).
+time that adding took has reached what merging takes (the ski-rental problem). A mix whose weights
+had to make room for another's pays for them anew.
 """
 
 import logging
@@ -56,7 +57,7 @@ class Account:
     """What a variant has cost so far, and what merging it takes.
 
     sites: those that it changes. num_bytes, num_weights: of all their merged weights.
-    spent_s: what adding its deltas to whole batches has taken.
+    spent_s: what adding its deltas to whole batches has taken since it was merged last.
     """
 
     sites: tuple[Site, ...]
@@ -85,10 +86,10 @@ class MergedWeights:
         assert found is None or isinstance(found, MergedSite)
         return found
 
-    def begin(self, plan: RowPlan | None) -> str:
+    def begin(self, plan: RowPlan | None, *, may_merge: bool = True) -> str:
         """Before a step: merge what has come to pay, if one variant has all rows.
 
-        Returns which of `PATHS` the step takes.
+        may_merge: not for requests that nobody waits for. Returns which of `PATHS` the step takes.
         """
         if plan is None:
             return "base"
@@ -98,11 +99,11 @@ class MergedWeights:
         missing = [site for site in account.sites if (plan.sole, site.name) not in self.cache]
         if account.sites and not missing:
             return "merged"
-        if 0 < account.num_bytes <= self.cache.max_bytes:
+        if may_merge and 0 < account.num_bytes <= self.cache.max_bytes:
             num_tasks = len(plan.sole.tasks)
             account.spent_s += self.costs.adding_s(account.num_weights, num_tasks, plan.num_rows)
             if account.spent_s >= self.costs.merging_s(account.num_weights, num_tasks):
-                self._merge(plan.sole, missing)
+                self._merge(plan.sole, account, missing)
         return "added"
 
     def forget(self, variant: ResidentVariant) -> None:
@@ -119,12 +120,13 @@ class MergedWeights:
             self._accounts[variant] = Account(sites, num_bytes, num_weights)
         return self._accounts[variant]
 
-    def _merge(self, variant: ResidentVariant, missing: Sequence[Site]) -> None:
+    def _merge(self, variant: ResidentVariant, account: Account, missing: Sequence[Site]) -> None:
         started_s = time.perf_counter()
         for done, site in enumerate(missing, 1):
             self.cache.put((variant, site.name), self._merged(variant, site))
             if time.perf_counter() - started_s > MAX_STALL_S and done < len(missing):
                 return
+        account.spent_s = 0.0
         self.num_merges += 1
         logger.debug("merged a mix of %d tasks that has batches to itself", len(variant.tasks))
 

@@ -1,10 +1,13 @@
-"""Engine processes: out of the terminal's signal group, and never outliving their parent."""
+"""Engine processes: out of the terminal's signal group, never outliving their parent, and asleep
+while they wait."""
 
 import multiprocessing
 import os
 import signal
 import threading
 import time
+
+from taskmix_server.engine.vllm.waiting import wait_asleep
 
 PARENT_POLL_S = 1.0
 _MARK = "TASKMIX_ENGINE_CHILDREN"  # children inherit the environment, and vLLM starts them for us
@@ -26,6 +29,7 @@ def guard_engine_process() -> None:
         return
     if os.getpgid(0) != os.getpid():
         os.setpgid(0, 0)
+    wait_asleep()
     watcher = threading.Thread(target=_exit_with, args=(parent.pid,), daemon=True)
     watcher.start()
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from taskmix_server.errors import InvalidRequestError
 from taskmix_server.experiments.statistics.counts import log_evidence
@@ -18,13 +19,13 @@ _PRIOR_VALUES = 5
 class Quantile:
     """Values, independent of each other, of which the quantile at `level` in (0, 1) is asked."""
 
-    values: Sequence[float]
+    values: Sequence[float] | npt.NDArray[np.float64]
     level: float
 
     def __post_init__(self) -> None:
         if not 0 < self.level < 1:
             raise InvalidRequestError(f"a quantile's level is between 0 and 1, got {self.level}")
-        if not all(map(math.isfinite, self.values)):
+        if not np.isfinite(self.values).all():
             raise InvalidRequestError("values must be finite; drop or mend NaN and infinity")
 
     @property

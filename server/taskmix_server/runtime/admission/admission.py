@@ -11,7 +11,7 @@ from taskmix_server.errors import InvalidRequestError, ResourceExhaustedError
 from taskmix_server.runtime.admission.line import Line
 from taskmix_server.runtime.admission.tickets import Ticket, Usage
 from taskmix_server.tenancy.principal import Principal
-from taskmix_server.tenancy.tenant import Limits
+from taskmix_server.tenancy.tenant import Limits, Tenant
 
 QUEUE_PER_SEAT = 4
 """Answers that may wait for each one that the engine runs, where no other bound was chosen."""
@@ -39,20 +39,32 @@ class Admission:
         self._is_shared = is_shared
         self._usages: dict[str, Usage] = {}  # by the tenant's id
 
-    @contextmanager
-    def admitted(self, principal: Principal, ask: Ask) -> Iterator[Ticket]:
-        """Count a request while the block runs.
+    def count(self, principal: Principal, num_answers: int = 1) -> None:
+        """Count a request against its tenant's rate, if it could be let in now.
 
+        num_answers: at least. Raises what `admitted` does.
+        """
+        limits, usage = principal.tenant.limits, self._usage(principal.tenant)
+        self._check_rates(usage, limits)
+        self._check_room(usage, limits, num_answers)
+        if limits.requests_per_s is not None:
+            usage.requests.spend(limits.requests_per_s, 1.0)
+
+    @contextmanager
+    def admitted(
+        self, principal: Principal, ask: Ask, *, is_counted: bool = False
+    ) -> Iterator[Ticket]:
+        """Hold a request's place among its tenant's while the block runs.
+
+        is_counted: whether `count` was called for it before, when it was not known what it asks.
         Raises ResourceExhaustedError, which says when to come back, or InvalidRequestError if
         coming back would not help.
         """
-        tenant = principal.tenant
-        usage = self._usages.setdefault(tenant.id, Usage(tenant.id, tenant.name))
-        self._check_rates(usage, tenant.limits)
-        self._check_concurrency(usage, tenant.limits, ask.num_answers)
-        self._check_queue(usage, tenant.limits, ask.num_answers)
-        if tenant.limits.requests_per_s is not None:
-            usage.requests.spend(tenant.limits.requests_per_s, 1.0)
+        tenant, usage = principal.tenant, self._usage(principal.tenant)
+        if is_counted:
+            self._check_room(usage, tenant.limits, ask.num_answers)
+        else:
+            self.count(principal, ask.num_answers)
         ticket = Ticket(self.line, tenant, usage, ask.num_answers, ask.priority)
         try:
             yield ticket
@@ -69,6 +81,9 @@ class Admission:
         """Answers that have no seat yet, by the name of their tenant."""
         return {usage.name: usage.num_waiting for usage in self._usages.values()}
 
+    def _usage(self, tenant: Tenant) -> Usage:
+        return self._usages.setdefault(tenant.id, Usage(tenant.id, tenant.name))
+
     def _check_rates(self, usage: Usage, limits: Limits) -> None:
         buckets = {
             "requests": (usage.requests, limits.requests_per_s),
@@ -83,6 +98,10 @@ class Admission:
                     wait_s,
                     reason,
                 )
+
+    def _check_room(self, usage: Usage, limits: Limits, num_answers: int) -> None:
+        self._check_concurrency(usage, limits, num_answers)
+        self._check_queue(usage, limits, num_answers)
 
     def _check_concurrency(self, usage: Usage, limits: Limits, num_answers: int) -> None:
         most = limits.max_concurrency

@@ -81,32 +81,38 @@ class Guardrails:
 
     async def _check_one(self, name: str) -> None:
         try:
-            stopped = await asyncio.to_thread(self._stop_what_breaks, name)
+            experiment = await asyncio.to_thread(self._store.served, name)
+            for breach in await asyncio.to_thread(self._breaches, experiment):
+                after = await self._stop(experiment, breach)
+                if after.status is not Status.RUNNING:  # it was the control
+                    break
         except Exception:  # the edge of a loop that must outlive whatever fails in it
             logger.exception("experiment %s cannot be held against its rules", name)
             self._tell_check(FAILED)
-            return
-        self._tell_check(OK)
-        for label in stopped:
-            self._running.forget()
-            self._tell_stop(label)
+        else:
+            self._tell_check(OK)
 
-    def _stop_what_breaks(self, name: str) -> list[str]:
-        """The labels of the arms that were stopped. Blocks."""
-        experiment = self._store.served(name)
-        stopped = []
-        for breach in self._breaches(experiment):
-            check = _same_as(experiment)
-            after = self._store.stop(name, breach.why, AUTHOR, arm=breach.arm, check=check)
-            label = f"{experiment.label}/{breach.arm}"
-            logger.warning("stopped %s: %s", label, breach.why)
-            stopped.append(label)
-            if after.status is not Status.RUNNING:  # it was the control
-                break
-        return stopped
+    async def _stop(self, experiment: Experiment, breach: Breach) -> Experiment:
+        """Stop an arm, and let that be known before anything else is done."""
+        after = await asyncio.to_thread(
+            self._store.stop,
+            experiment.name,
+            breach.why,
+            AUTHOR,
+            arm=breach.arm,
+            check=_same_as(experiment),
+        )
+        self._running.forget()
+        label = f"{experiment.label}/{breach.arm}"
+        self._tell_stop(label)
+        logger.warning("stopped %s: %s", label, breach.why)
+        return after
 
     def _breaches(self, experiment: Experiment) -> list[Breach]:
-        """What is found in the windows that are open and, once a step at least, in all there is."""
+        """What is found in the windows that are open and, once a step at least, in all there is.
+
+        Blocks.
+        """
         rules = experiment.design.guardrails
         started_at = experiment.started_at
         if not rules or started_at is None:

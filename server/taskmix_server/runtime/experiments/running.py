@@ -80,12 +80,13 @@ class Experiments:
     def observe(self, assigned: Assigned, record: RequestRecord) -> None:
         """Keep what an ended request left, if it was part of its experiment.
 
-        What was refused, for limits or for what it asked, says nothing about its arm.
+        What was refused for limits or for what it asked says nothing about its arm. An answer that
+        was not there by the caller's deadline is an error; a caller who left without one is not.
         """
-        kind, _ = outcomes.outcome_of(record.error)
-        if not assigned.arm or kind == outcomes.REFUSED:
+        if not assigned.arm or record.error in outcomes.CALLERS_OWN:
             return
-        is_cancelled = kind == outcomes.CANCELLED
+        is_late = record.error in outcomes.CUT_OFF and record.status == outcomes.LATE
+        is_cancelled = record.error in outcomes.CANCELLATIONS and not is_late
         self.keep(
             Measured(
                 experiment_id=assigned.experiment.id,

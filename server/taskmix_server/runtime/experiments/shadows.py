@@ -6,8 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
-from datetime import timedelta
+from dataclasses import dataclass, replace
 
 from taskmix_server.domain.generation import SamplingOptions
 from taskmix_server.domain.variant import Variant
@@ -15,7 +14,6 @@ from taskmix_server.engine.base import Engine
 from taskmix_server.errors import FailedPreconditionError, InvalidRequestError
 from taskmix_server.experiments.design import Shadow
 from taskmix_server.experiments.outcome import Measured
-from taskmix_server.experiments.recording import RecordStore
 from taskmix_server.runtime.experiments.arms import Assigned
 from taskmix_server.runtime.experiments.copies import Copy
 from taskmix_server.runtime.experiments.running import Experiments
@@ -33,8 +31,6 @@ PRIORITY = 2**53
 
 QUIET_S = 0.05
 MAX_PENDING = 64
-KEEP = timedelta(days=30)
-TIDY_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +67,12 @@ class Shadows:
         engine: Engine,
         variants: VariantCache,
         experiments: Experiments,
-        records: RecordStore,
         tell: Callable[[str], None] = lambda _: None,
         quiet_s: float = QUIET_S,
     ) -> None:
         self._engine = engine
         self._variants = variants
         self._experiments = experiments
-        self._records = records
         self._tell = tell
         self._quiet_s = quiet_s
         self._pending: deque[_Pending] = deque()
@@ -113,12 +107,7 @@ class Shadows:
         self._changed.set()
 
     async def run(self) -> None:
-        """Run copies, and forget old results of theirs, until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._work())
-            group.create_task(self._tidy())
-
-    async def _work(self) -> None:
+        """Run copies, until cancelled."""
         while True:
             await self._quiet()
             await self._run_one(self._pending.popleft())
@@ -136,6 +125,7 @@ class Shadows:
 
     async def _run_one(self, pending: _Pending) -> None:
         """Run a copy to its end, or until a request comes."""
+        started_s = time.monotonic()
         self._running = asyncio.create_task(self._measured(pending))
         try:
             await asyncio.wait([self._running])
@@ -146,48 +136,62 @@ class Shadows:
             self._experiments.keep(ended.result())
         except asyncio.CancelledError:
             self._tell(BUSY)
-        except Exception:  # the edge of a loop that must outlive whatever fails in it
+        except Exception as error:  # the edge of a loop that must outlive whatever fails in it
             logger.exception("shadow arm %s cannot answer", pending.shadow.name)
+            failed = self._copied(pending, time.monotonic() - started_s)
+            self._experiments.keep(replace(failed, error=type(error).__name__))
             self._tell(FAILED)
         else:
             self._tell(OK)
 
+    def _copied(self, pending: _Pending, latency_s: float) -> Measured:
+        """What is kept of every copy, whether it was answered or not."""
+        assigned = pending.assigned
+        return Measured(
+            experiment_id=assigned.experiment.id,
+            tenant_id=assigned.tenant_id,
+            request_id=assigned.request_id,
+            arm=pending.shadow.name,
+            subject=assigned.subject,
+            is_override=assigned.is_override,
+            at=self._experiments.now(),
+            latency_s=latency_s,
+            ttft_s=None,
+            num_tokens=0,
+            is_shadow=True,
+        )
+
     async def _measured(self, pending: _Pending) -> Measured:
-        assigned, shadow, copy = pending.assigned, pending.shadow, pending.copy
+        shadow, copy = pending.shadow, pending.copy
         async with self._variants.lease(shadow.mix) as variant:
             if variant.digest != shadow.mix_digest:
                 raise FailedPreconditionError(
                     f"a task of shadow arm {shadow.name!r} has changed since the experiment was "
                     "made; create a new version of it"
                 )
-            answered = await self._answered(pending, variant)
-            logprob = await self._served_logprob(pending, variant)
-        return Measured(
-            experiment_id=assigned.experiment.id,
-            tenant_id=assigned.tenant_id,
-            request_id=assigned.request_id,
-            arm=shadow.name,
-            subject=assigned.subject,
-            is_override=assigned.is_override,
-            at=self._experiments.now(),
-            latency_s=answered.latency_s,
+            unseen = replace(variant, is_shadow=True)
+            answered = await self._answered(pending, unseen)
+            logprob = await self._served_logprob(pending, unseen)
+        return replace(
+            self._copied(pending, answered.latency_s),
             ttft_s=answered.ttft_s,
             num_tokens=len(answered.tokens),
             finish_reason=answered.finish_reason,
-            is_shadow=True,
             agreement=copy.agreement(answered.tokens),
             served_logprob=logprob,
+            served_tokens=len(copy.tokens),
         )
 
     async def _answered(self, pending: _Pending, variant: Variant) -> _Answered:
-        """What the shadow answers to the prompt, sampled as the request was."""
+        """What the shadow answers to the prompt, sampled as the request's first answer was."""
         copy, started_s = pending.copy, time.monotonic()
+        sampling = replace(copy.sampling, n=1, logprobs=False, prompt_logprobs=False)
         tokens: list[int] = []
         first_s, reason = 0.0, ""
         chunks = self._engine.generate(
             f"shadow-{pending.assigned.request_id}-{pending.shadow.name}",
             copy.prompt,
-            copy.sampling,
+            sampling,
             variant,
             _last,
             copy.cache_salt,
@@ -229,15 +233,6 @@ class Shadows:
             return None
         served = values[-len(copy.tokens) :]
         return sum(served) / len(served) if served else None
-
-    async def _tidy(self) -> None:
-        """Remove what is kept of shadows for too long, now and every hour."""
-        while True:
-            try:
-                await asyncio.to_thread(self._records.forget_shadows, KEEP)
-            except Exception:  # the edge of a loop that must outlive whatever fails in it
-                logger.exception("old results of shadow arms cannot be removed")
-            await asyncio.sleep(TIDY_S)
 
 
 async def _last(num_prompt_tokens: int) -> int:

@@ -1,23 +1,31 @@
 """Guardrails over requests and outcomes in the database."""
 
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
+from typing import Any
 
 import numpy as np
 import pytest
+from sqlalchemy import Engine, event, insert
 
 from taskmix_server.database import Database
+from taskmix_server.database.models import MeasuredRequestRow
 from taskmix_server.experiments.evidence import breaches
 from taskmix_server.experiments.experiment import Experiment
 from taskmix_server.experiments.guardrail import Limit, Rule
 from taskmix_server.experiments.outcome import CANCELLED, Measured, Outcome
 from taskmix_server.experiments.recording import RecordStore
 from taskmix_server.experiments.store import ExperimentStore
+from taskmix_server.runtime.experiments.guardrails import STEP
 from tests.unit.server.experiments.designs import AUTHOR, Clock, draft, measured
 
 ERRORS = Rule("error_rate", Limit.AT_MOST, 0.05)
 LATENCY = Rule("latency_s", Limit.AT_MOST, 1.5, is_relative=True, quantile=0.95)
 FIRST_TOKEN = Rule("ttft_s", Limit.AT_MOST, 1.0, quantile=0.95)
 RATING = Rule("rating", Limit.AT_LEAST, 3.0)
+FILLED_AT_ONCE = 20_000
 SUBJECTS = [f"user-{number}" for number in range(600)]
 
 
@@ -133,3 +141,99 @@ def test_shadows_and_callers_who_left_are_no_evidence(
     ]
     records.write(batch)
     assert breaches(database, tone) == []
+
+
+def test_who_tests_an_arm_by_hand_is_no_evidence(
+    store: ExperimentStore, records: RecordStore, database: Database, clock: Clock
+) -> None:
+    store.create(draft(guardrails=(ERRORS, FIRST_TOKEN), overrides=(("tester", "mixed"),)), AUTHOR)
+    tone = store.start("tone", AUTHOR)
+    broken = {"arm": "mixed", "error": "InternalError", "is_override": True}
+    slow = {"arm": "mixed", "ttft_s": 90.0, "is_override": True}
+    tries = [measured(tone, "tester", clock.now, **fields) for fields in (broken, slow) * 300]
+    records.write(tries)
+    records.write(traffic(tone, clock.now, "mixed"))
+    assert breaches(database, tone) == []
+    nobody = [measured(tone, "", clock.now, arm="mixed", error="InternalError")] * 300
+    records.write(nobody)
+    assert [breach.arm for breach in breaches(database, tone)] == ["mixed"]
+
+
+@contextmanager
+def statements() -> Iterator[list[tuple[str, Any]]]:
+    """The queries of the block, with their parameters."""
+    seen: list[tuple[str, Any]] = []
+
+    def note(connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if statement.startswith("SELECT"):
+            seen.append((statement, parameters))
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        yield seen
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+
+
+def test_a_look_reads_each_row_of_its_window_once_and_no_others(
+    store: ExperimentStore, database: Database, clock: Clock
+) -> None:
+    """As SQLite says how it goes about it."""
+    median = Rule("latency_s", Limit.AT_MOST, 1.0, quantile=0.5)
+    tone = started(store, ERRORS, LATENCY, FIRST_TOKEN, median)
+    with statements() as seen:
+        breaches(database, tone, clock.now)
+    assert len(seen) == 3 * len(tone.design.arms), "errors and two times"
+    used = "ix_experiment_requests_arm (experiment_id=? AND arm=? AND is_shadow=? AND at>?)"
+    for statement, parameters in seen:
+        with database.reading() as session:
+            explained = session.connection().exec_driver_sql(
+                f"EXPLAIN QUERY PLAN {statement}", parameters
+            )
+            (step,) = explained.all()
+        assert used in step[3], statement
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_look_at_a_million_requests(
+    store: ExperimentStore, database: Database, clock: Clock
+) -> None:
+    """A window costs what is in it; the whole record, far less than the time between two looks."""
+    tone = started(store, ERRORS, LATENCY, FIRST_TOKEN)
+    fill(database, tone, clock.now, num_requests=1_000_000)
+    end = clock.now + timedelta(seconds=100_000)
+    window_s = took_s(lambda: breaches(database, tone, end - timedelta(minutes=1)))
+    record_s = took_s(lambda: breaches(database, tone))
+    assert window_s < record_s / 20
+    assert record_s < STEP.total_seconds() / 3
+
+
+def fill(database: Database, tone: Experiment, at: datetime, num_requests: int) -> None:
+    """Ten requests a second, of all arms in turn."""
+    arms = [arm.name for arm in tone.design.arms]
+    for start in range(0, num_requests, FILLED_AT_ONCE):
+        rows = [
+            {
+                "experiment_id": tone.id,
+                "tenant_id": "",
+                "request_id": f"{number:032x}",
+                "arm": arms[number % len(arms)],
+                "is_shadow": False,
+                "at": at + timedelta(seconds=number / 10),
+                "latency_s": 0.8 + number % 997 / 2000,
+                "ttft_s": 0.2 + number % 991 / 4000,
+                "num_tokens": 8,
+                "error": "",
+                "finish_reason": "stop",
+            }
+            for number in range(start, start + FILLED_AT_ONCE)
+        ]
+        with database.writing() as session:
+            session.execute(insert(MeasuredRequestRow), rows)
+
+
+def took_s(call: Callable[[], object]) -> float:
+    started_s = time.perf_counter()
+    call()
+    return time.perf_counter() - started_s

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -180,6 +181,32 @@ async def test_an_outcome_stops_an_arm(
     assert halted(store.get("tone")) == ["mixed"]
 
 
+@pytest.mark.parametrize(
+    ("metric", "stopped"),
+    [("right/right.count", []), ("right", ["control"])],  # with the control everything ends
+)
+async def test_outcomes_that_have_yet_to_come(
+    loop: Guardrails,
+    store: ExperimentStore,
+    records: RecordStore,
+    clock: Clock,
+    metric: str,
+    stopped: list[str],
+) -> None:
+    """Two in three answers were right, and most subjects have not said so yet: a rule about a sum
+    per subject counts them as zero, one about a ratio does not count them."""
+    tone = start(store, Rule(metric, Limit.AT_LEAST, 0.3))
+    subjects = [f"user-{number}" for number in range(600)]
+    records.write([measured(tone, subject, clock.now) for subject in subjects])
+    early = [
+        Outcome(subject, "right", float(number % 3 > 0), subject)
+        for number, subject in enumerate(subjects[:50])
+    ]
+    records.record("tone", early, None)
+    await loop.check()
+    assert halted(store.get("tone")) == stopped
+
+
 async def test_without_its_control_an_experiment_stops(
     loop: Guardrails, store: ExperimentStore, records: RecordStore, told: Told, clock: Clock
 ) -> None:
@@ -191,6 +218,35 @@ async def test_without_its_control_an_experiment_stops(
     assert (after.status, halted(after)) == (Status.STOPPED, ["control"])
     assert "error_rate" in after.why
     assert told.stops == ["tone@1/control"]
+
+
+async def test_a_stop_counts_though_the_next_one_fails(
+    database: Database,
+    records: RecordStore,
+    running: Experiments,
+    told: Told,
+    clock: Clock,
+) -> None:
+    class Failing(ExperimentStore):
+        def stop(self, *arguments: Any, arm: str = "", **options: Any) -> Experiment:
+            if arm == "arm-2":
+                raise UnavailableError("the disk is full")
+            return super().stop(*arguments, arm=arm, **options)
+
+    store = Failing(database, clock)
+    loop = Guardrails(
+        database, store, running, tell_check=told.checks.append, tell_stop=told.stops.append
+    )
+    store.create(draft("tone", 0.4, 0.3, 0.3, guardrails=(ERRORS,)), AUTHOR)
+    tone = store.start("tone", AUTHOR)
+    subject = next(name for name in map(str, range(99)) if tone.split.assign(name).arm == "mixed")
+    assert (await running.assign("tone", subject, "r", DEFAULT)).arm == "mixed"
+    for arm in ("mixed", "arm-2"):
+        served(records, tone, clock.now, arm, 400, errors=0.3)
+    await loop.check()
+    assert halted(store.get("tone")) == ["mixed"]
+    assert (told.stops, told.checks) == (["tone@1/mixed"], ["failed"])
+    assert (await running.assign("tone", subject, "r", DEFAULT)).label == "tone@1/-"
 
 
 async def test_a_version_that_took_its_place_is_left_alone(

@@ -47,7 +47,10 @@ class Life(RuleBasedStateMachine):
     @rule(shares=SHARES, is_new_version=st.booleans())
     def create(self, shares: tuple[float, ...], *, is_new_version: bool) -> None:
         wanted = draft(self.name, *shares)
-        is_same = bool(self.known) and self.known[-1].design == wanted.design
+        newest = self.known[-1] if self.known else None
+        is_same = newest is not None and newest.design == wanted.design
+        if is_same and newest.status is Status.DRAFT:
+            is_same = newest.ramp == wanted.ramp
         is_able = is_new_version or is_same or not self.known
         created = self.attempt(
             lambda: self.store.create(wanted, AUTHOR, is_new_version=is_new_version)

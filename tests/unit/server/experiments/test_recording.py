@@ -89,8 +89,7 @@ def test_an_outcome_counts_once(tone: Experiment, records: RecordStore, database
         rows = session.scalars(select(OutcomeRow).order_by(OutcomeRow.id)).all()
         bob = session.scalars(select(ExposureRow).where(ExposureRow.subject == "bob")).one()
     assert (rows[1].exposure_id, rows[1].value) == (bob.id, 5.0)
-    assert rows[0].request_row_id is None
-    assert rows[1].request_row_id is not None
+    assert [row.request_id for row in rows] == ["", "request of bob"]
 
 
 @pytest.mark.parametrize(
@@ -198,6 +197,44 @@ def test_an_outcome_is_of_the_version_met_by_then(
     assert {row[0]: row[1] for row in rows} == {"now": second.id, "then": tone.id, "bob": tone.id}
 
 
+def test_an_outcome_that_is_sent_again_stays_with_its_version(
+    tone: Experiment, store: ExperimentStore, records: RecordStore, database: Database, clock: Clock
+) -> None:
+    """Its subject has met another version since, and others know a subject of that name."""
+    sent = [
+        Outcome("k1", "rating", 1.0, "ann"),
+        Outcome("k2", "rating", 2.0, request_id="request of ann"),
+        Outcome("k3", "rating", 3.0, request_id="alone"),
+    ]
+    assert records.record("tone", sent, None) == Recorded(3, 0)
+    store.create(draft("tone", 0.2, 0.8), AUTHOR, is_new_version=True)
+    second = store.start("tone", AUTHOR)
+    clock.advance(hours=1)
+    records.write(
+        [measured(second, "ann", clock.now, tenant_id=tenant_id) for tenant_id in ("", "t2")]
+    )
+    new = Outcome("k4", "rating", 4.0, "bob")
+    assert records.record("tone", [*sent, new], None) == Recorded(1, 3)
+    with database.reading() as session:
+        assert set(session.scalars(select(OutcomeRow.experiment_id))) == {tone.id}
+    with pytest.raises(AlreadyExistsError, match="the key 'k1' stands for another"):
+        records.record("tone", [replace(sent[0], value=2.0)], None)
+
+
+def test_keys_are_an_experiment_s_own(
+    tone: Experiment, store: ExperimentStore, records: RecordStore, database: Database, clock: Clock
+) -> None:
+    """One event may be told to two experiments that the subject is in."""
+    store.create(draft("brevity"), AUTHOR)
+    brevity = store.start("brevity", AUTHOR)
+    records.write([measured(brevity, "ann", clock.now)])
+    event = Outcome("k", "clicks", 1.0, "ann")
+    for name in ("tone", "brevity"):
+        assert records.record(name, [event], None) == Recorded(1, 0)
+        assert records.record(name, [event], None) == Recorded(0, 1)
+    assert count(database, OutcomeRow) == 2
+
+
 def test_too_many_at_once(tone: Experiment, records: RecordStore) -> None:
     many = [Outcome(f"k{n}", "rating", 1.0, "ann") for n in range(MAX_OUTCOMES + 1)]
     with pytest.raises(InvalidRequestError, match="at most 1000 outcomes, got 1001"):
@@ -258,15 +295,3 @@ def test_another_server_comes_first(
         with pytest.raises(IntegrityError):
             records.write([measured(tone, "cid", clock.now)])
         assert count(database, MeasuredRequestRow) == before
-
-
-def test_shadows_are_forgotten(
-    tone: Experiment, records: RecordStore, database: Database, clock: Clock
-) -> None:
-    for name in ("old", "new"):
-        clock.advance(days=10)
-        records.write([measured(tone, name, clock.now, arm="next", is_shadow=True)])
-    before = count(database, MeasuredRequestRow)
-    assert records.forget_shadows(timedelta(days=5)) == 1
-    assert count(database, MeasuredRequestRow) == before - 1
-    assert records.forget_shadows(timedelta(days=5)) == 0

@@ -1,7 +1,9 @@
 """What results say of a database that was filled by hand."""
 
 import math
+from collections.abc import Iterable
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import pytest
@@ -186,28 +188,90 @@ def test_the_sample_ratio_ends_where_an_arm_does(
     assert results(database, tone).sample_ratio.is_mismatch  # were it not for the stop
 
 
+def visited(tone: Experiment, clock: Clock, subjects: Iterable[str]) -> list[Measured]:
+    """A request of each subject whose arm answers now."""
+    return [
+        item
+        for subject in subjects
+        if not tone.is_halted((item := measured(tone, subject, clock.now)).arm)
+    ]
+
+
+def rated(subjects: Iterable[str], turn: str) -> list[Outcome]:
+    """An outcome of each subject, 4 or 5, whoever answers it."""
+    return [
+        Outcome(f"{subject}/{turn}", "rating", 4.0 + number % 2, subject)
+        for number, subject in enumerate(subjects)
+    ]
+
+
+def test_comparisons_with_an_arm_end_where_it_does(
+    store: ExperimentStore, records: RecordStore, database: Database, clock: Clock
+) -> None:
+    """Two arms that are the same, of which one stops: the control's subjects go on visiting, and
+    those of the other, whom the control answers now, go on reporting."""
+    tone = started(store, 0.4, 0.3, 0.3)
+    subjects = [f"user-{number}" for number in range(600)]
+    records.write(visited(tone, clock, subjects))
+    records.record("tone", rated(subjects, "1"), None)
+    clock.advance(hours=1)
+    before = results(database, tone)
+    halted = store.stop("tone", "too slow", AUTHOR, arm="mixed")
+    for turn in ("2", "3"):
+        clock.advance(hours=1)
+        records.write(visited(halted, clock, [*subjects, *(f"{turn}-{n}" for n in range(200))]))
+        late = [name for name in subjects if halted.split.assign(name).arm != "arm-2"]
+        records.record("tone", rated(late, turn), None)
+    after = results(database, halted)
+    for metric in ("requests", "rating", "latency_s"):
+        mixed = estimates(after, metric)["mixed"]
+        assert mixed == estimates(before, metric)["mixed"]
+        assert mixed.comparison is not None
+        assert not mixed.comparison.is_different
+    assert estimates(after, "requests")["control"].value > 2.0
+    other = estimates(after, "requests")["arm-2"]
+    assert other.count > estimates(before, "requests")["arm-2"].count  # it goes on
+    assert other.comparison is not None
+    assert other.comparison.difference == pytest.approx(
+        other.value - estimates(after, "requests")["control"].value
+    )
+
+
+def test_what_is_reported_after_an_arm_ended_is_not_its_own(
+    store: ExperimentStore, records: RecordStore, database: Database, clock: Clock
+) -> None:
+    tone = started(store)
+    subjects = [f"user-{number}" for number in range(400)]
+    records.write(visited(tone, clock, subjects))
+    clock.advance(hours=1)
+    halted = store.stop("tone", "too slow", AUTHOR, arm="mixed")
+    records.record("tone", rated(subjects, "1"), None)
+    found = estimates(results(database, halted), "rating")
+    assert found["control"].value == pytest.approx(4.5, abs=0.1)
+    assert found["mixed"].value == 0.0
+    assert found["mixed"].comparison is not None
+    assert not found["mixed"].comparison.is_ready
+
+
 def test_shadows(
     store: ExperimentStore, records: RecordStore, database: Database, clock: Clock
 ) -> None:
     tone = started(store)
-    numbers = ((0.5, -1.0, ""), (1.0, -2.0, ""), (None, None, "InternalError"))
+    failed = {"error": "InternalError", "num_tokens": 0}
+    copies: list[dict[str, Any]] = [
+        {"agreement": 0.5, "served_logprob": -1.0, "served_tokens": 9},
+        {"agreement": 1.0, "served_logprob": -2.0, "served_tokens": 4},
+        failed,
+    ]
     records.write(
         [
-            measured(
-                tone,
-                "ann",
-                clock.now,
-                arm="next",
-                is_shadow=True,
-                agreement=agreement,
-                served_logprob=logprob,
-                error=error,
-            )
-            for agreement, logprob, error in numbers
+            measured(tone, "ann", clock.now, arm="next", is_shadow=True, **fields)
+            for fields in copies
         ]
     )
     (shadow,) = results(database, tone).shadows
     assert (shadow.arm, shadow.num_requests) == ("next", 3)
     assert shadow.error_rate == pytest.approx(1 / 3)
-    assert (shadow.agreement, shadow.served_logprob, shadow.tokens) == (0.75, -1.5, 8.0)
+    assert (shadow.agreement, shadow.served_logprob) == (0.75, -1.5)
+    assert (shadow.tokens, shadow.served_tokens) == (8.0, 6.5), "of answers alone"
     assert results(database, tone).traffic[0].num_requests == 0

@@ -48,9 +48,12 @@ async def assign(experiments: Experiments, subject: str, request_id: str = "r") 
     return await experiments.assign("tone", subject, request_id, DEFAULT)
 
 
-def ended(error: str = "", started_s: float = 100.0, finish_reason: str = "") -> RequestRecord:
+def ended(
+    error: str = "", started_s: float = 100.0, finish_reason: str = "", status: str = ""
+) -> RequestRecord:
     """A request of 2 s whose first token of eight came after half a second."""
-    record = RequestRecord("r", started_s=started_s, ended_s=started_s + 2.0, error=error)
+    ended_s = started_s + 2.0
+    record = RequestRecord("r", started_s=started_s, ended_s=ended_s, error=error, status=status)
     record.finish_reason = finish_reason
     record.runs.append(EngineRun(first_token_s=started_s + 0.5))
     record.num_output_tokens = 8
@@ -93,7 +96,8 @@ async def test_outside_the_ramp(experiments: Experiments, store: ExperimentStore
 
 
 async def test_changes_are_seen_at_once(experiments: Experiments, store: ExperimentStore) -> None:
-    start(store)
+    store.create(draft("tone", 0.4, 0.3, 0.3), AUTHOR)
+    store.start("tone", AUTHOR)
     subject = next(name for name in SUBJECTS if start_arm(store, name) == "mixed")
     assert (await assign(experiments, subject)).arm == "mixed"
     store.stop("tone", "too slow", AUTHOR, arm="mixed")
@@ -103,7 +107,7 @@ async def test_changes_are_seen_at_once(experiments: Experiments, store: Experim
     store.stop("tone", "enough", AUTHOR)
     experiments.forget()
     assert (await assign(experiments, subject)).mix == MATH
-    store.promote("tone", "mixed", "prod", AUTHOR)
+    store.promote("tone", "arm-2", "prod", AUTHOR)
     experiments.forget()
     promoted = await assign(experiments, subject)
     assert (promoted.arm, promoted.mix) == ("", CODE)
@@ -205,10 +209,41 @@ async def test_what_is_no_part_of_it_is_not_kept(
     experiments.observe(await assign(experiments, "user-1"), ended())
     store.ramp("tone", 100.0, AUTHOR)
     experiments.forget()
-    for refusal in ("ResourceExhaustedError", "InvalidRequestError"):
+    for refusal in ("ResourceExhaustedError", "InvalidRequestError", "HTTP 400", "HTTP 429"):
         experiments.observe(await assign(experiments, "user-1"), ended(refusal))
     await experiments.flush()
     assert kept(database) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "kept_error", "kept_reason"),
+    [
+        ("CancelledError", "DEADLINE_EXCEEDED", "CancelledError", ""),  # answered too slowly
+        ("GeneratorExit", "DEADLINE_EXCEEDED", "GeneratorExit", ""),
+        ("CancelledError", "CANCELLED", "", CANCELLED),  # its caller left
+        ("CancelledError", "499", "", CANCELLED),
+        ("DeadlineExceededError", "DEADLINE_EXCEEDED", "", CANCELLED),  # read too slowly
+        ("UnavailableError", "UNAVAILABLE", "UnavailableError", ""),  # the engine died of it
+        ("HTTP 503", "503", "HTTP 503", ""),
+        ("NotFoundError", "NOT_FOUND", "NotFoundError", ""),  # a task of the arm is not loaded
+        ("FailedPreconditionError", "409", "FailedPreconditionError", ""),
+        ("InvalidMixError", "400", "InvalidMixError", ""),  # the arm's, not the caller's
+    ],
+)
+async def test_what_is_an_error_of_an_arm(
+    experiments: Experiments,
+    store: ExperimentStore,
+    database: Database,
+    error: str,
+    status: str,
+    kept_error: str,
+    kept_reason: str,
+) -> None:
+    start(store)
+    experiments.observe(await assign(experiments, "user-1"), ended(error, status=status))
+    await experiments.flush()
+    (row,) = kept(database)
+    assert (row.error, row.finish_reason) == (kept_error, kept_reason)
 
 
 async def test_requests_are_written_by_themselves(

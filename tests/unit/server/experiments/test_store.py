@@ -75,12 +75,22 @@ def test_creating_twice(store: ExperimentStore, database: Database) -> None:
     assert verbs(database) == ["experiments.create"]
 
 
+def test_creating_a_draft_again_with_another_ramp(store: ExperimentStore, clock: Clock) -> None:
+    store.create(draft(), AUTHOR)
+    with pytest.raises(AlreadyExistsError, match=r"ramp of 100 %, not 10 %; .* ramp tone 10`"):
+        store.create(draft(ramp=10.0), AUTHOR)
+    ramped = store.ramp("tone", 10.0, AUTHOR)
+    assert store.create(draft(ramp=10.0), AUTHOR) == ramped
+    started = store.start("tone", AUTHOR)
+    assert store.create(draft(ramp=50.0), AUTHOR) == started  # sent again, while it runs
+
+
 def test_what_is_hidden_is_not_said_to_be_the_same(store: ExperimentStore) -> None:
     def hide(experiment: object) -> None:
         raise NotFoundError("hidden")
 
     store.create(draft(), AUTHOR)
-    for wanted in (draft(), draft("tone", 0.6, 0.4)):
+    for wanted in (draft(), draft(ramp=10.0), draft("tone", 0.6, 0.4)):
         with pytest.raises(AlreadyExistsError, match="'tone' exists"):
             store.create(wanted, AUTHOR, check=hide)
 
@@ -166,6 +176,16 @@ def test_promotion_and_its_undoing(store: ExperimentStore, database: Database) -
     after = AuditLog(database).latest(2)[1].change.after
     assert after is not None
     assert after["promotion"]["before"] == MATH.canonical_json()
+
+
+def test_an_arm_that_was_stopped_does_not_win(store: ExperimentStore, database: Database) -> None:
+    running(store)
+    store.stop("tone", "too slow", AUTHOR, arm="mixed")
+    with pytest.raises(FailedPreconditionError, match=r"'mixed' of .* was stopped: too slow; prom"):
+        store.promote("tone", "mixed", "prod", AUTHOR)
+    assert NamedMixStore(database).all() == []
+    store.stop("tone", "too many errors", AUTHOR, arm="control")
+    assert store.promote("tone", "control", "prod", AUTHOR).status is Status.PROMOTED
 
 
 def test_a_name_that_meant_nothing(store: ExperimentStore, database: Database) -> None:
@@ -302,6 +322,19 @@ def test_a_tampered_version_is_no_other_one_s_trouble(
     raw.close()
     assert store.served("tone") == second
     assert store.stop("tone", "enough", AUTHOR).version == 2
+
+
+def test_a_tampered_version_hides_no_other_experiment(
+    store: ExperimentStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    running(store)
+    other = store.create(draft("other"), AUTHOR)
+    raw = sqlite3.connect(tmp_path / connection.FILENAME)
+    with raw:
+        raw.execute("UPDATE experiments SET digest = 'x' WHERE name = 'tone'")
+    raw.close()
+    assert store.all() == [other]
+    assert "tone@1 was changed behind the server's back" in caplog.text
 
 
 def test_a_clock_that_was_set_back(store: ExperimentStore, clock: Clock) -> None:
