@@ -28,7 +28,7 @@ LONG_NAME = "a:1." + "0" * 2000
 FLAGS = ("--max-queued", "4096")
 CUT_S = 30.0
 GENERATED_S = 150.0
-STOPPED_S = 25.0
+STOPPED_S = 30.0
 GROWTH_BYTES = 128 * 2**20
 
 

@@ -15,7 +15,7 @@ from taskmix_server.runtime.experiments.shadows import MAX_PENDING
 from tests.support.served import Served, metrics
 from tests.support.waiting import eventually
 
-NUM_TOKENS = 240
+NUM_TOKENS = 80
 NUM_ROUNDS = 8
 NUM_REQUESTS = 8
 MAX_THINK_S = 0.6

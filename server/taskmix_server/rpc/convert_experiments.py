@@ -12,8 +12,16 @@ from taskmix.v1 import experiments_pb2 as pb
 from taskmix_composer.mix import Mix
 from taskmix_composer.recipe import Recipe
 from taskmix_server.domain.generation import NamedMix
+from taskmix_server.domain.limits import check_count
 from taskmix_server.errors import InvalidRequestError
-from taskmix_server.experiments.design import Arm, Design, Shadow
+from taskmix_server.experiments.design import (
+    MAX_ARMS,
+    MAX_GUARDRAILS,
+    MAX_SHADOWS,
+    Arm,
+    Design,
+    Shadow,
+)
 from taskmix_server.experiments.experiment import Experiment, Halt, Promotion, Status
 from taskmix_server.experiments.guardrail import Limit, Rule
 from taskmix_server.experiments.outcome import Outcome
@@ -36,6 +44,9 @@ _LIMIT_OF = {message: limit for limit, message in _LIMITS.items()}
 def to_draft(request: pb.CreateExperimentRequest) -> Draft:
     """Raises InvalidRequestError or InvalidMixError."""
     design = request.design
+    check_count(len(design.arms), MAX_ARMS, "arms")
+    check_count(len(design.shadows), MAX_SHADOWS, "shadow arms")
+    check_count(len(design.guardrails), MAX_GUARDRAILS, "guardrails")
     return Draft(
         name=design.name,
         arms=tuple(Candidate(arm.name, _source(arm), arm.share) for arm in design.arms),

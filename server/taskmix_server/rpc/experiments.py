@@ -2,6 +2,8 @@
 
 from taskmix.v1 import experiments_pb2 as pb
 from taskmix.v1 import experiments_pb2_grpc
+from taskmix_server.domain.limits import check_count
+from taskmix_server.experiments.recording import MAX_OUTCOMES
 from taskmix_server.experiments.results import ALPHA
 from taskmix_server.rpc import convert_experiments as convert
 from taskmix_server.rpc.access import caller
@@ -96,6 +98,7 @@ class ExperimentServicer(experiments_pb2_grpc.ExperimentServiceServicer):
         self, request: pb.RecordOutcomesRequest, context: Context
     ) -> pb.RecordOutcomesResponse:
         async with reported(context):
+            check_count(len(request.outcomes), MAX_OUTCOMES, "outcomes")
             outcomes = [convert.to_outcome(outcome) for outcome in request.outcomes]
             recorded = await self._experiments.record(caller(), request.experiment, outcomes)
             return pb.RecordOutcomesResponse(num_new=recorded.num_new, num_known=recorded.num_known)

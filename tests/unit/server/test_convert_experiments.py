@@ -8,6 +8,7 @@ from taskmix.v1 import experiments_pb2 as pb
 from taskmix_composer.mix import Mix
 from taskmix_server.domain.generation import NamedMix
 from taskmix_server.errors import InvalidRequestError
+from taskmix_server.experiments.design import MAX_ARMS, MAX_GUARDRAILS, MAX_SHADOWS
 from taskmix_server.rpc.convert_experiments import to_draft, to_outcome
 from taskmix_server.services.drafts import Candidate
 
@@ -56,3 +57,16 @@ def test_outcomes() -> None:
             to_outcome(good)
     with pytest.raises(InvalidRequestError, match="a subject or a request"):
         to_outcome(pb.Outcome(key="k", metric="rating", value=1.0))
+
+
+@pytest.mark.parametrize(
+    ("field", "most"),
+    [("arms", MAX_ARMS), ("shadows", MAX_SHADOWS), ("guardrails", MAX_GUARDRAILS)],
+)
+def test_too_many_are_refused_before_they_are_looked_at(field: str, most: int) -> None:
+    """None of them is valid, and it is their number that is refused."""
+    crowded = request()
+    for _ in range(most + 1):
+        getattr(crowded.design, field).add()
+    with pytest.raises(InvalidRequestError, match=f"at most {most} .*, got {most + 1}"):
+        to_draft(crowded)
