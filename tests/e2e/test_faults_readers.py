@@ -75,13 +75,13 @@ def stalled_over_grpc(channel: grpc.Channel) -> Any:
 
 
 def is_whole(connection: socket.socket) -> bool:
-    """Whether an answer that is read now goes on to its end."""
+    """Whether an answer that is read now goes on to its end, and not to an error."""
     received = bytearray()
     try:
         while piece := connection.recv(2**16):
             received += piece
             if b"[DONE]" in received[-200:]:
-                return True
+                return b'"error"' not in received
     except ConnectionResetError:
         return False
     return False

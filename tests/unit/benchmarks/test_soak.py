@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.soak import MAX_GROWTH_BYTES, Soak
 from benchmarks.usage import HELD, READY, Held, Sample, slope
+from taskmix_server.app import MAX_THREADS
 
 ROUND_S = 20.0
 CALM = Sample(0.0, {"front": Held(2**30, 50, 20)}, {**dict.fromkeys(HELD, 0.0), READY: 4.0})
@@ -44,12 +45,18 @@ def test_memory_that_grows() -> None:
     assert Soak(rounds(growing[:10]), {}).problems() == []
 
 
-@pytest.mark.parametrize("held", [Held(2**30, 59, 20), Held(2**30, 50, 29)])
+@pytest.mark.parametrize("held", [Held(2**30, 59, 20), Held(2**30, 50, 21 + MAX_THREADS)])
 def test_descriptors_or_threads_that_stay(held: Held) -> None:
     samples = rounds([2**30] * 6)
     samples[4] = replace(samples[4], processes={"front": held})
     (problem,) = problems(samples)
     assert "of front between rounds" in problem
+
+
+def test_a_pool_of_threads_that_fills() -> None:
+    samples = rounds([2**30] * 6)
+    samples[5] = replace(samples[5], processes={"front": Held(2**30, 50, 20 + MAX_THREADS)})
+    assert problems(samples) == []
 
 
 @pytest.mark.parametrize("name", [*HELD, READY])
