@@ -7,6 +7,7 @@ from typing import Any
 from taskmix_server.domain.limits import (
     MAX_COMPLETIONS,
     MAX_JSON_DEPTH,
+    MAX_LENGTH_PENALTY,
     MAX_MESSAGES,
     MAX_PROMPT_TOKENS,
     MAX_PROMPTS,
@@ -41,6 +42,7 @@ def check_bounds(body: Body) -> None:
     """InvalidRequestError for what is over a limit. Types are vLLM's to check, and it does."""
     _check_depth(body)
     _check_n(body)
+    _check_length_penalty(body)
     _check_stop(body)
     _check_prompts(body.get("prompt"))
     _check_messages(body.get("messages"))
@@ -60,6 +62,15 @@ def _check_n(body: Body) -> None:
     n = body.get("n")
     if n is not None and not (isinstance(n, int) and 1 <= n <= MAX_COMPLETIONS):
         raise InvalidRequestError(f"n must be an integer in [1, {MAX_COMPLETIONS}], got {n!r:.40}")
+
+
+def _check_length_penalty(body: Body) -> None:
+    penalty = body.get("length_penalty")
+    if isinstance(penalty, int | float) and abs(penalty) > MAX_LENGTH_PENALTY:
+        raise InvalidRequestError(
+            f"length_penalty must be in [-{MAX_LENGTH_PENALTY:g}, {MAX_LENGTH_PENALTY:g}], got "
+            f"{penalty:g}"
+        )
 
 
 def _check_stop(body: Body) -> None:

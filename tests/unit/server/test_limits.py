@@ -166,3 +166,10 @@ def test_stop_texts_over_a_limit() -> None:
     SamplingOptions(stop=("x" * MAX_STOP_CHARACTERS,))
     with pytest.raises(InvalidRequestError, match=str(MAX_STOP_CHARACTERS)):
         SamplingOptions(stop=("x" * (MAX_STOP_CHARACTERS + 1),))
+
+
+@pytest.mark.parametrize("penalty", [-1e300, 10.5, 2**70])
+def test_a_penalty_of_lengths_that_no_float_can_hold(penalty: float) -> None:
+    with pytest.raises(InvalidRequestError, match=r"length_penalty must be in \[-10, 10\]"):
+        check_bounds({"length_penalty": penalty})
+    check_bounds({"length_penalty": -10, "use_beam_search": True})
