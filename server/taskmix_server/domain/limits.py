@@ -44,11 +44,10 @@ MAX_COMPLETIONS = 128
 MAX_MASKS = 4096
 """Of a term of a mix (gRPC)."""
 
-MAX_STOP_STRINGS = 16
 MAX_LENGTH_PENALTY = 10.0
 """A length to a higher power is no float: vLLM's beam search divides by it."""
 
-
+MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 256
 """Of one stop string."""
 
