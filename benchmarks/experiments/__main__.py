@@ -21,7 +21,7 @@ from benchmarks.experiments.coverage import (
     rate_coverage,
     ratio_coverage,
 )
-from benchmarks.experiments.guardrails import GUARDRAILS, Found, requests_until_found
+from benchmarks.experiments.guardrails import GUARDRAILS, LOOKS, Found, requests_until_found
 from benchmarks.experiments.watched import (
     ALPHA,
     METRICS,
@@ -138,7 +138,10 @@ def _all(num_experiments: int, horizon: int) -> Iterator[SameArms | Effect | Fou
     yield from (rate_coverage(rate, num_experiments, horizon) for rate in RATES)
     for rate in RATES:
         yield from (ratio_coverage(rate, share, num_experiments, horizon) for share in SHARES)
-    yield from (requests_until_found(name, num_experiments // 20, SEED) for name in GUARDRAILS)
+    for look in LOOKS:
+        yield from (
+            requests_until_found(name, look, num_experiments // 20, SEED) for name in GUARDRAILS
+        )
     yield from mismatches(0.5, ALPHA, num_experiments)
     yield from mismatches(0.5, mismatch.ALPHA, num_experiments)
     yield from mismatches(0.48, mismatch.ALPHA, num_experiments)
@@ -171,7 +174,10 @@ def _line(found: SameArms | Effect | Found | Counted) -> str:
             f"{found.found_fixed:.1%}; {by}; median {found.median_subjects:g}"
         )
     if isinstance(found, Found):
-        return f"guard {found.change}: {found.p50:g} requests, at most {found.p90:g} 9 times of 10"
+        return (
+            f"guard {found.change}, {found.look}: {found.p50:g} requests, at most {found.p90:g} "
+            "9 times of 10"
+        )
     return f"level {found.test}: {found.rejected:.2%} at alpha {found.alpha}"
 
 

@@ -10,17 +10,25 @@ from benchmarks.experiments.watched import Floats, Generator
 from taskmix_server.experiments.guardrail import Evidence, Limit, Rule, check
 from taskmix_server.experiments.statistics.quantile import Quantile
 from taskmix_server.experiments.statistics.rate import Rate
+from taskmix_server.runtime.experiments.guardrails import NUM_WINDOWS, stricter
 
 MAX_REQUESTS = 2000
 LOOK_EVERY = 5
+LOOKS: Mapping[str, int] = {"the whole record": 1, "a window": NUM_WINDOWS}
+"""What the server holds a rule against, and among how many of them it shares out half of alpha."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Requests to each of arm and control until a guardrail was found broken: median and p90."""
+    """Requests to each of arm and control until a guardrail was found broken: median and p90.
+
+    look: of `LOOKS`. alpha: what the rule has of its own there.
+    """
 
     rule: str
     change: str
+    look: str
+    alpha: float
     num_experiments: int
     p50: float
     p90: float
@@ -68,17 +76,18 @@ GUARDRAILS: Mapping[str, Case] = {
 }
 
 
-def requests_until_found(name: str, num_experiments: int, seed: int) -> Found:
+def requests_until_found(name: str, look: str, num_experiments: int, seed: int) -> Found:
     """Check a guardrail of `GUARDRAILS` on growing numbers of requests until it is broken."""
     rng = np.random.default_rng(seed)
     case = GUARDRAILS[name]
+    rule = stricter(case.rule, LOOKS[look])
     looks = range(LOOK_EVERY, MAX_REQUESTS + 1, LOOK_EVERY)
     needed = []
     for _ in range(num_experiments):
         arm, control = case.draw(rng, case.change), case.draw(rng, 1.0)
         broken = (
-            n for n in looks if check(case.rule, case.of(arm[:n]), case.of(control[:n])).is_breached
+            n for n in looks if check(rule, case.of(arm[:n]), case.of(control[:n])).is_breached
         )
         needed.append(next(broken, math.inf))
     p50, p90 = np.quantile(needed, [0.5, 0.9], method="higher")
-    return Found(str(case.rule), name, num_experiments, float(p50), float(p90))
+    return Found(str(rule), name, look, rule.alpha, num_experiments, float(p50), float(p90))

@@ -119,12 +119,12 @@ class Guardrails:
             return []
         found: dict[str, Breach] = {}
         step = (self._now() - started_at) // STEP
-        recent = [_stricter(rule, NUM_WINDOWS) for rule in rules if _is_recent(rule)]
+        recent = [stricter(rule, NUM_WINDOWS) for rule in rules if _is_recent(rule)]
         for start in (step, step - 1):
             if recent and start > 0:
                 self._look(experiment, recent, started_at + start * STEP, found)
         if step < NUM_YOUNG or self._steps.get(experiment.id) != step:
-            self._look(experiment, [_stricter(rule, 1) for rule in rules], None, found)
+            self._look(experiment, [stricter(rule, 1) for rule in rules], None, found)
             self._steps[experiment.id] = step
         return [found[arm.name] for arm in experiment.design.arms if arm.name in found]
 
@@ -146,8 +146,8 @@ def _is_recent(rule: Rule) -> bool:
     return rule.quantile is not None or rule.metric == "error_rate"
 
 
-def _stricter(rule: Rule, num_looks: int) -> Rule:
-    """A rule with one of `num_looks` parts of half its alpha."""
+def stricter(rule: Rule, num_looks: int) -> Rule:
+    """A rule with one of `num_looks` parts of half its alpha: 1 for the record, or `NUM_WINDOWS`."""
     return replace(rule, alpha=rule.alpha / (2 * num_looks))
 
 
