@@ -147,7 +147,7 @@ def _is_recent(rule: Rule) -> bool:
 
 
 def stricter(rule: Rule, num_looks: int) -> Rule:
-    """A rule with one of `num_looks` parts of half its alpha: 1 for the record, or `NUM_WINDOWS`."""
+    """A rule with one of so many parts of half its alpha: 1 for the record, or `NUM_WINDOWS`."""
     return replace(rule, alpha=rule.alpha / (2 * num_looks))
 
 
