@@ -147,7 +147,11 @@ def main(minutes: float, round_s: float) -> None:
         with guarding(
             make_models(directory), directory, *FLAGS, environment=ENVIRONMENT
         ) as guarded:
-            found = soak(guarded, round(60 * minutes / round_s), round_s)
+            try:
+                found = soak(guarded, round(60 * minutes / round_s), round_s)
+            except BaseException:  # the log goes with the folder
+                click.echo(guarded.served.log.read_text()[-20_000:], err=True)
+                raise
     problems = found.problems()
     append("soak", {"minutes": minutes, **asdict(found), "problems": problems})
     click.echo(table(found))
