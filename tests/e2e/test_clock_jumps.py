@@ -13,7 +13,7 @@ import taskmix_client as tm
 from taskmix_client import Client, Tenant, TenantLimits
 from tests.support.clock import WallClock
 from tests.support.models import make_models
-from tests.support.served import Served, metrics, serving, taskmix
+from tests.support.served import Served, admin_key, metrics, serving
 
 BACK_H = -400 * 24
 FORWARD_H = 2
@@ -39,8 +39,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def key(state: Path) -> str:
     """The key of an admin, which does not expire."""
-    taskmix("tenants", "create", "ops", "--role", "admin", "--state", state)
-    return taskmix("keys", "create", "ops", "--state", state).strip()
+    return admin_key(state)
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from taskmix_client import (
 )
 from taskmix_server.database.connection import FILENAME
 from tests.support.models import Models, make_models
-from tests.support.served import Served, metrics, serving, taskmix
+from tests.support.served import Served, admin_key, metrics, serving, taskmix
 from tests.support.tiny import TinyModel, make_base, make_finetune
 from tests.support.waiting import all_gone, eventually
 
@@ -50,8 +50,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def key(state: Path) -> str:
     """The key of an admin, who makes every call here."""
-    taskmix("tenants", "create", "ops", "--role", "admin", "--state", state)
-    return taskmix("keys", "create", "ops", "--state", state).strip()
+    return admin_key(state)
 
 
 @pytest.fixture(scope="module")

@@ -101,6 +101,12 @@ def taskmix(*arguments: str | Path) -> str:
     return ran.stdout
 
 
+def admin_key(state: Path) -> str:
+    """Create an admin `ops` on a state directory; its key."""
+    taskmix("tenants", "create", "ops", "--role", "admin", "--state", state)
+    return taskmix("keys", "create", "ops", "--state", state).strip()
+
+
 def metrics(http: str) -> dict[str, float]:
     """Every sample of `/metrics` by its name and labels, as written there."""
     with urllib.request.urlopen(f"{http}/metrics", timeout=30) as response:
