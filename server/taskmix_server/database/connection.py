@@ -14,6 +14,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from taskmix_server.database.lock import opening
 from taskmix_server.database.schema import upgrade
 from taskmix_server.errors import UnavailableError
 
@@ -66,7 +67,8 @@ class Database:
         opened = _inode(path)
         # Without `rw`, a connection that is made after the file is gone would make an empty one.
         url = f"sqlite:///file:{quote(str(path.resolve()))}?mode=rw&uri=true"
-        return cls(url, lambda: _inode(path) == opened)
+        with opening(directory):
+            return cls(url, lambda: _inode(path) == opened)
 
     @contextmanager
     def reading(self) -> Iterator[Session]:

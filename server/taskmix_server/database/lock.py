@@ -1,6 +1,7 @@
-"""Who works on a state directory: servers together, or one command alone."""
+"""Who works on a state directory: servers together, or one command alone; and who opens it."""
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,3 +32,17 @@ def state_in_use(directory: Path, *, alone: bool = False) -> Iterator[None]:
             )
             raise FailedPreconditionError(advice) from error
         yield
+
+
+@contextmanager
+def opening(directory: Path) -> Iterator[None]:
+    """Wait until no other process or thread opens the directory's database.
+
+    SQLite does not wait where two change a file to its write-ahead log: one of them is refused.
+    """
+    held = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)

@@ -147,7 +147,7 @@ def test_starting_at_the_same_time(tmp_path: Path) -> None:
         except ServingError as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=start) for _ in range(4)]
+    threads = [threading.Thread(target=start) for _ in range(12)]
     for thread in threads:
         thread.start()
     for thread in threads:
