@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 
 from benchmarks.record import append, provenance
-from benchmarks.usage import HELD, READY, Sample, num_callers, processes_of, sample, slope
+from benchmarks.usage import HELD, READY, Sample, held_by, num_callers, processes_of, slope
 from taskmix_server.app import MAX_THREADS
 from tests.support.guarded import Guarded, guarding
 from tests.support.models import make_models
@@ -104,17 +104,21 @@ def soak(guarded: Guarded, num_rounds: int, round_s: float) -> Soak:
     for number in range(num_rounds):
         outcomes += asyncio.run(drive(guarded, round_s, number))
         gc.collect()  # calls that were left hold connections of the closed clients until then
-        metrics = eventually(lambda: idle_metrics(guarded), within_s=SETTLED_S)
+        gauges = eventually(lambda: gauges_of(guarded), until=is_idle, within_s=SETTLED_S)
         eventually(lambda: not num_callers(processes["front"], ports(guarded)), within_s=SETTLED_S)
-        samples.append(sample(time.monotonic() - started_s, processes, metrics))
+        samples.append(Sample(time.monotonic() - started_s, held_by(processes), gauges))
     return Soak(samples[num_rounds // 3 :], dict(outcomes))
 
 
-def idle_metrics(guarded: Guarded) -> Mapping[str, float] | None:
-    """The server's metrics once nothing is held any more."""
+def gauges_of(guarded: Guarded) -> Mapping[str, float]:
+    """What the server says that it holds."""
     with guarded.http("ops") as http:
         seen = metrics_in(http.get("/metrics").text)
-    return None if any(seen[name] for name in HELD) else seen
+    return {name: seen[name] for name in (*HELD, READY)}
+
+
+def is_idle(gauges: Mapping[str, float]) -> bool:
+    return not any(gauges[name] for name in HELD)
 
 
 def ports(guarded: Guarded) -> set[int]:

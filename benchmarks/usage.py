@@ -51,12 +51,9 @@ def num_callers(front: psutil.Process, ports: Container[int]) -> int:
     return sum(one.status != "LISTEN" and one.laddr.port in ports for one in connections)
 
 
-def sample(
-    at_s: float, processes: Mapping[str, psutil.Process], metrics: Mapping[str, float]
-) -> Sample:
-    """Look at the processes now. metrics: all that the server exposes."""
-    held = {role: _held(process) for role, process in processes.items()}
-    return Sample(at_s, held, {name: metrics[name] for name in (*HELD, READY)})
+def held_by(processes: Mapping[str, psutil.Process]) -> Mapping[str, Held]:
+    """What each process holds now."""
+    return {role: _held(process) for role, process in processes.items()}
 
 
 def _held(process: Any) -> Held:

@@ -37,6 +37,7 @@ from taskmix_server.services.drafts import Mixes
 from taskmix_server.services.experiments import ExperimentService
 from taskmix_server.services.inference import InferenceService
 from taskmix_server.services.services import Services
+from taskmix_server.services.targets import Targets
 from taskmix_server.services.tenants import TenantService
 from taskmix_server.settings import Settings
 from taskmix_server.telemetry.metrics import Metrics
@@ -131,13 +132,11 @@ async def wire(
     inference = InferenceService(
         engine,
         shared.variants,
-        shared.recipes,
-        shared.mixes,
+        Targets(shared.recipes, shared.mixes, shared.experiments),
         ServerState(),
         reporter.report,
         _admission(settings, engine, kept, metrics),
         TokenCosts.over(Checkpoint.open(settings.engine.base), shared.tasks),
-        shared.experiments,
         shadows,
     )
     _measure(inference, shared.tasks, metrics)

@@ -10,10 +10,15 @@ POLL_S = 0.05
 T = TypeVar("T")
 
 
-def eventually(probe: Callable[[], T], *, within_s: float = 30.0) -> T:
-    """Repeat `probe` until what it gives is true, and return that; fail after `within_s`."""
+def eventually(
+    probe: Callable[[], T], *, until: Callable[[T], object] = bool, within_s: float = 30.0
+) -> T:
+    """Repeat `probe` until what it gives is as it should be, and return that.
+
+    Fails after `within_s`, and says what was seen last.
+    """
     deadline_s = time.monotonic() + within_s
-    while not (seen := probe()):
+    while not until(seen := probe()):
         assert time.monotonic() < deadline_s, f"not within {within_s} s, last seen: {seen!r}"
         time.sleep(POLL_S)
     return seen

@@ -103,7 +103,7 @@ class GenerationRoute:
         structured = body.pop("task_mix", None)
         if structured is not None:
             return mix_from_json(structured)
-        target = await self._inference.find(name, self._base_name, principal)
+        target = await self._inference.targets.find(name, self._base_name, principal)
         if isinstance(target, ExperimentTarget):
             return ExperimentTarget(target.name, str(body.get("user") or ""))
         return target

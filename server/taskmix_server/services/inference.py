@@ -1,6 +1,5 @@
 """Generation: resolve the target, hold its tasks, run the engine, say what answered."""
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import (
@@ -12,16 +11,12 @@ from contextlib import (
 from dataclasses import dataclass, replace
 from functools import partial
 
-from taskmix_composer.mix import Mix, Term
-from taskmix_composer.recipe import Recipe, parse_mix
 from taskmix_server.domain.generation import (
     Completion,
-    ExperimentTarget,
     Generation,
     GenerationChunk,
     GenerationRequest,
     Identity,
-    NamedMix,
     Target,
 )
 from taskmix_server.domain.variant import Variant
@@ -36,14 +31,11 @@ from taskmix_server.runtime.admission.costs import TokenCosts
 from taskmix_server.runtime.admission.tickets import Ticket
 from taskmix_server.runtime.experiments.arms import Assigned
 from taskmix_server.runtime.experiments.copies import Copy
-from taskmix_server.runtime.experiments.running import Experiments
 from taskmix_server.runtime.experiments.shadows import Shadows
-from taskmix_server.runtime.mixes import NamedMixStore, is_name
-from taskmix_server.runtime.recipes import RecipeExpander
 from taskmix_server.runtime.state import ServerState
 from taskmix_server.runtime.variants import VariantCache
 from taskmix_server.services.pieces import advance, joined, totals
-from taskmix_server.telemetry.labels import BASE, INLINE
+from taskmix_server.services.targets import Targets, mix_label
 from taskmix_server.telemetry.requests import Report, RequestRecord
 from taskmix_server.tenancy.principal import Principal
 
@@ -53,19 +45,16 @@ class InferenceService:
     """Answers generation requests; both edges lease their variants here.
 
     report: told of each request that an edge observed, when it has ended. costs: what a token of a
-    variant counts for its tenant. experiments: which arm answers whom. shadows: who
-    answers copies, when no request is there.
+    variant counts for its tenant. shadows: who answers copies, when no request is there.
     """
 
     engine: Engine
     variants: VariantCache
-    recipes: RecipeExpander
-    mixes: NamedMixStore
+    targets: Targets
     state: ServerState
     report: Report
     admission: Admission
     costs: TokenCosts
-    experiments: Experiments
     shadows: Shadows
 
     async def generate(
@@ -170,7 +159,7 @@ class InferenceService:
         Raises PermissionDeniedError for what the caller may not write; what it may not use is as
         unknown as what is not there.
         """
-        mix, assigned = await self._resolve(target, principal, record.request_id)
+        mix, assigned = await self.targets.resolve(target, principal, record.request_id)
         if assigned is not None:
             self._watch(assigned, principal, record, ticket)
         async with self.variants.lease(mix, principal.may_use_task) as variant:
@@ -197,24 +186,6 @@ class InferenceService:
             for tell in (self.report, *record.watchers):
                 tell(record)
 
-    async def find(self, model: str, base_name: str, principal: Principal) -> Target:
-        """What an OpenAI `model` name means: base, registered mix, experiment, or expression.
-
-        The database is asked about what can be a registered name alone: mixes that a request
-        brings along do without it.
-        """
-        if model in (base_name, "base"):
-            return Mix()
-        if is_name(model) and await self._is_registered(model, principal):
-            return NamedMix(model)
-        if model.startswith("experiment:"):
-            return ExperimentTarget(model.removeprefix("experiment:"), subject="")
-        return parse_mix(model)
-
-    async def _is_registered(self, name: str, principal: Principal) -> bool:
-        found = await asyncio.to_thread(self.mixes.find, name, principal.may_use_mix)
-        return found is not None
-
     def _check_ready(self) -> None:
         if self.state.is_draining:
             raise UnavailableError("the server is shutting down; send the request elsewhere")
@@ -225,26 +196,10 @@ class InferenceService:
         self, assigned: Assigned, principal: Principal, record: RequestRecord, ticket: Ticket
     ) -> None:
         """Let the experiment know how a request ends, also one whose arm cannot be made ready."""
-        record.watchers.append(partial(self.experiments.observe, assigned))
+        record.watchers.append(partial(self.targets.experiments.observe, assigned))
         if assigned.shadows:
             ticket.copy = Copy(principal.cache_salt)
             record.watchers.append(partial(self.shadows.offer, ticket.copy, assigned))
-
-    async def _resolve(
-        self, target: Target, principal: Principal, request_id: str
-    ) -> tuple[Mix, Assigned | None]:
-        match target:
-            case NamedMix(name):
-                record = await asyncio.to_thread(self.mixes.get, name, principal.may_use_mix)
-                return record.mix, None
-            case ExperimentTarget(name, subject):
-                assigned = await self.experiments.assign(name, subject, request_id, principal)
-                return assigned.mix, assigned
-            case Mix() | Recipe():
-                principal.check_written(target)
-                mix = await self.recipes.expand(target, principal.may_use_task)
-                principal.check_written(mix)  # a method may come to negative coefficients
-                return mix, None
 
 
 def check_head(variant: Variant, *, wants_prompt_logprobs: bool) -> None:
@@ -273,13 +228,3 @@ def _copy(chunk: EngineChunk, request: GenerationRequest, copy: Copy | None) -> 
 
 def _label(assigned: Assigned | None) -> str:
     return assigned.label if assigned else ""
-
-
-def mix_label(target: Target, mix: Mix) -> str:
-    """What stands for a mix in labels: its registered name, its task if it is that and no more."""
-    if isinstance(target, NamedMix):
-        return target.name
-    if mix.is_base:
-        return BASE
-    is_task = mix.terms == (Term(mix.tasks[0]),)
-    return mix.tasks[0] if is_task else INLINE

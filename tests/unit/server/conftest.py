@@ -31,6 +31,7 @@ from taskmix_server.services.drafts import Mixes
 from taskmix_server.services.experiments import ExperimentService
 from taskmix_server.services.inference import InferenceService
 from taskmix_server.services.services import Services
+from taskmix_server.services.targets import Targets
 from taskmix_server.services.tenants import TenantService
 from taskmix_server.telemetry.metrics import Metrics
 from taskmix_server.tenancy.audit import AuditLog
@@ -90,13 +91,11 @@ async def parts(tmp_path: Path) -> AsyncIterator[Parts]:
     inference = InferenceService(
         engine,
         variants,
-        recipes,
-        mixes,
+        Targets(recipes, mixes, experiments.running),
         ServerState(),
         metrics.record_request,
         Admission(MAX_RUNNING, MAX_QUEUED, is_shared=True),
         TokenCosts(tasks, base_bytes=400),
-        experiments.running,
         Shadows(engine, variants, experiments.running),
     )
     admin = BankService(tasks, variants, recipes, mixes, audit, Changes(), TaskLoads(tasks))

@@ -22,7 +22,7 @@ from taskmix_server.domain.generation import (
 )
 from taskmix_server.errors import InvalidRequestError, NotFoundError, UnavailableError
 from taskmix_server.runtime.mixes import NamedMixStore
-from taskmix_server.services.inference import InferenceService
+from taskmix_server.services.targets import Targets
 from taskmix_server.telemetry.requests import RequestRecord
 from taskmix_server.tenancy.principal import DEFAULT
 from tests.unit.server.conftest import Parts
@@ -89,7 +89,7 @@ async def test_targets(parts: Parts) -> None:
 async def test_what_a_model_name_means(parts: Parts) -> None:
     await parts.admin.register_mix(DEFAULT, "prod", MIX, ID)
     await parts.admin.register_mix(DEFAULT, "head", Mix.parse("body"), ID)
-    find = partial(parts.inference.find, principal=DEFAULT)
+    find = partial(parts.inference.targets.find, principal=DEFAULT)
     assert await find("tiny", "tiny") == Mix()
     assert await find("base", "tiny") == Mix()
     assert await find("prod", "tiny") == NamedMix("prod")
@@ -101,20 +101,20 @@ async def test_what_a_model_name_means(parts: Parts) -> None:
 
 
 @pytest.fixture
-def stranded(parts: Parts, tmp_path: Path) -> InferenceService:
+def stranded(parts: Parts, tmp_path: Path) -> Targets:
     """With a database of mixes that does not work."""
     database = Database.at(tmp_path / "gone")
     database.close()
     (tmp_path / "gone" / FILENAME).unlink()
-    return replace(parts.inference, mixes=NamedMixStore(database))
+    return replace(parts.inference.targets, mixes=NamedMixStore(database))
 
 
 @pytest.mark.parametrize("mix", ["head:0.5+body:0.5", "head:1", "head+body", '{"terms": []}'])
-async def test_mixes_of_one_s_own_need_no_database(stranded: InferenceService, mix: str) -> None:
+async def test_mixes_of_one_s_own_need_no_database(stranded: Targets, mix: str) -> None:
     assert await stranded.find(mix, "tiny", DEFAULT) == Mix.parse(mix)
 
 
-async def test_the_base_and_experiments_need_no_table_of_mixes(stranded: InferenceService) -> None:
+async def test_the_base_and_experiments_need_no_table_of_mixes(stranded: Targets) -> None:
     assert await stranded.find("base", "tiny", DEFAULT) == Mix()
     split = ExperimentTarget("split", "")
     assert await stranded.find("experiment:split", "tiny", DEFAULT) == split
@@ -122,7 +122,7 @@ async def test_the_base_and_experiments_need_no_table_of_mixes(stranded: Inferen
 
 @pytest.mark.parametrize("name", ["prod", "head", "nosuch", "a.b-c_d"])
 async def test_what_may_be_a_registered_name_needs_the_database(
-    stranded: InferenceService, name: str
+    stranded: Targets, name: str
 ) -> None:
     """Neither unknown nor the task of that name: what it means cannot be told."""
     with pytest.raises(UnavailableError, match="database"):

@@ -18,8 +18,8 @@ from taskmix_server.errors import UnavailableError
 from taskmix_server.rest.app import build_app
 from taskmix_server.rest.observed import ObservedClient
 from taskmix_server.rpc.server import GrpcEdge
-from taskmix_server.services.inference import mix_label
 from taskmix_server.services.services import Services
+from taskmix_server.services.targets import mix_label
 from taskmix_server.telemetry.requests import Phases, RequestRecord
 from taskmix_server.tenancy.audit import Author
 from taskmix_server.tenancy.principal import DEFAULT

@@ -127,7 +127,7 @@ async def test_a_bank_without_a_table(parts: Parts, monkeypatch: pytest.MonkeyPa
 
 
 async def test_a_model_name_may_be_a_method(parts: Parts) -> None:
-    find = partial(parts.inference.find, principal=DEFAULT)
+    find = partial(parts.inference.targets.find, principal=DEFAULT)
     assert await find(json.dumps(WRITTEN), "tiny") == METAGPT
     with pytest.raises(InvalidMixError, match="bank merge"):
         await find('{"method": "ties", "tasks": ["body"]}', "tiny")
