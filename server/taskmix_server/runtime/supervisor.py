@@ -19,8 +19,9 @@ WAITS_S = (0.0, 1.0, 5.0, 15.0, 30.0)
 
 WINDOW_S = 600.0
 
-NOT_BACK = (ServingError, ComposerError, OSError)
-"""What a try may end with: files that are away for a moment, too. Another error is a defect."""
+EXPECTED = (ServingError, ComposerError, OSError)
+"""What a try may end with: files that are away for a moment, too. Another error is a defect, and is
+logged with where it came from."""
 
 Restore = Callable[[], Awaitable[None]]
 """Gives a new engine back a part of what the dead one held."""
@@ -67,8 +68,9 @@ class EngineSupervisor:
             await self._engine.restart()
             for restore in self._restores:
                 await restore()
-        except NOT_BACK as error:
-            logger.warning("the engine did not come back: %s", error)
+        except Exception as error:
+            trace = None if isinstance(error, EXPECTED) else error
+            logger.warning("the engine did not come back: %s", error, exc_info=trace)
             self._after_restart(FAILED)
             return False
         self._after_restart(OK)

@@ -106,6 +106,7 @@ FAILURES = (
     FailedPreconditionError("vLLM cannot serve the base so"),
     CheckpointError("config.json is missing"),
     OSError("the directory is away"),
+    RuntimeError("vLLM's own"),
 )
 
 
