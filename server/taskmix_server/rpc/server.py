@@ -1,6 +1,7 @@
 """The gRPC server: our services, health and reflection."""
 
 import asyncio
+import time
 from collections.abc import Iterable
 
 import grpc
@@ -27,7 +28,7 @@ from taskmix_server.rpc.bank import BankServicer
 from taskmix_server.rpc.experiments import ExperimentServicer
 from taskmix_server.rpc.inference import InferenceServicer
 from taskmix_server.rpc.reading import ReadingInterceptor
-from taskmix_server.runtime.certificates import CertificateFiles
+from taskmix_server.runtime.certificates import CertificateFiles, KeyPair
 from taskmix_server.services.services import Services
 from taskmix_server.tenancy.rules import check_covered
 
@@ -37,6 +38,7 @@ KEEP_ALIVE_S = 30.0
 KEEP_ALIVE_ANSWER_S = 10.0
 MAX_AGE_S = 3600.0
 HEALTH_POLL_S = 1.0
+CHANGE_S = 0.2
 
 OPTIONS = (
     ("grpc.so_reuseport", 0),
@@ -104,7 +106,7 @@ class GrpcEdge:
     def _bind(self, address: str) -> int:
         if self._certificate is None:
             return self._server.add_insecure_port(address)
-        return self._server.add_secure_port(address, _credentials(self._certificate))
+        return self._server.add_secure_port(address, credentials(self._certificate))
 
     async def set_serving(self, *, is_serving: bool) -> None:
         """What health checks see, for the server as a whole and for each service."""
@@ -139,11 +141,30 @@ def methods(services: Iterable[str]) -> list[str]:
     ]
 
 
-def _credentials(certificate: CertificateFiles) -> grpc.ServerCredentials:
-    """Credentials that ask for the certificate at each handshake."""
+def credentials(certificate: CertificateFiles) -> grpc.ServerCredentials:
+    """Credentials that ask for the certificate at each handshake.
 
-    def configuration() -> grpc.ServerCertificateConfiguration:
+    gRPC lets go of what it made of the last certificate although another thread may be about to
+    start a handshake with it, and dies of that (grpc/grpc#36693). So it is given a new one only if
+    there is one, and after a moment in which those that are about to start can do so: until it has
+    its answer, no other handshake comes that far.
+    """
+    given = certificate.current
+
+    def configuration() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal given
         pair = certificate.current
-        return grpc.ssl_server_certificate_configuration([(pair.key, pair.chain)])
+        if pair is given:
+            return None
+        time.sleep(CHANGE_S)
+        given = pair
+        return _configuration(pair)
 
-    return grpc.dynamic_ssl_server_credentials(configuration(), configuration)
+    return grpc.dynamic_ssl_server_credentials(
+        _configuration(given),
+        configuration,  # type: ignore[arg-type] # None, for no new one, is missing in the stubs
+    )
+
+
+def _configuration(pair: KeyPair) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([(pair.key, pair.chain)])
