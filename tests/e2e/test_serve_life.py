@@ -1,4 +1,5 @@
-"""A server's life as an operator sees it: named mixes stay, signals drain, nothing is orphaned."""
+"""A server's life as an operator sees it: what was registered stays, signals drain, nothing is
+orphaned."""
 
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from taskmix_client import Client, UnavailableError
+from tests.support.experiments import SUBJECTS, arms_of, started
 from tests.support.models import Models, make_models
 from tests.support.served import Served, metrics, serving
 from tests.support.waiting import all_gone, eventually
@@ -58,7 +60,7 @@ def stopped_in_flight(served: Served, client: Client, stop: Callable[[], None]) 
         return tuple(token for chunk in chunks.result() for token in chunk.token_ids)
 
 
-def test_mixes_stay_and_signals_drain(models: Models, tmp_path: Path) -> None:
+def test_mixes_and_arms_stay_and_signals_drain(models: Models, tmp_path: Path) -> None:
     state = tmp_path / "state"
     with (
         serving(models.base, models.bank, state) as served,
@@ -66,6 +68,8 @@ def test_mixes_stay_and_signals_drain(models: Models, tmp_path: Path) -> None:
     ):
         registered = client.register_mix("prod", MIX)
         whole = client.generate(PROMPT, mix_name="prod", **OPTIONS)
+        started(client, "sticky", control="a", mixed=MIX)
+        arms, traffic = arms_of(client, "sticky"), client.experiment_results("sticky").traffic
         tokens = stopped_in_flight(served, client, lambda: served.signal(signal.SIGTERM))
         assert tokens == whole.token_ids
         assert served.exit_code() == 0
@@ -76,6 +80,10 @@ def test_mixes_stay_and_signals_drain(models: Models, tmp_path: Path) -> None:
         Client(served.grpc, timeout_s=60, max_attempts=1) as client,
     ):
         assert client.mixes() == (registered,)
+        assert client.experiment_results("sticky").traffic == traffic
+        assert arms_of(client, "sticky") == arms
+        counted = client.experiment_results("sticky").traffic
+        assert sum(arm.num_subjects for arm in counted) == len(SUBJECTS)
         tokens = stopped_in_flight(
             served, client, lambda: served.signal(signal.SIGINT, whole_group=True)
         )

@@ -4,32 +4,32 @@ import asyncio
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
-from pathlib import Path
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import nullcontext
 
 import openai
 import pytest
 
 from taskmix_client import (
-    Arm,
     AsyncClient,
     Client,
-    Experiment,
-    ExperimentDesign,
+    DeadlineExceededError,
     Guardrail,
+    HaltedArm,
     NotFoundError,
     Outcome,
 )
-from tests.support.models import Models
-from tests.support.served import TASKMIX, Served, metrics, serving
+from tests.support.experiments import SUBJECTS, arms_of, started
+from tests.support.served import TASKMIX, Served, metrics
 
 Run = Callable[..., str]
 
-SUBJECTS = [f"user-{number}" for number in range(40)]
 STOPPED_WITHIN_S = 60.0
 NUM_AT_ONCE = 10
 NUM_TOKENS = 8
+ENDLESS = 400
+DEADLINE_S = 0.2
 
 
 @pytest.fixture
@@ -71,20 +71,6 @@ def test_from_a_draft_to_a_decision(taskmix: Run, client: Client) -> None:
     answer = client.generate("x", mix_name="best", max_tokens=1)
     assert answer.mix_digest == control["mix_digest"]
     client.delete_mix("best")
-
-
-def started(client: Client, name: str, *guardrails: Guardrail, **mixes: str) -> Experiment:
-    """A running experiment with equal shares for its arms."""
-    arms = tuple(Arm(arm, mix, 1 / len(mixes)) for arm, mix in mixes.items())
-    client.create_experiment(ExperimentDesign(name, arms, guardrails=guardrails))
-    return client.start_experiment(name)
-
-
-def arms_of(client: Client, name: str) -> dict[str, str]:
-    return {
-        subject: client.generate("x", experiment=name, subject=subject, max_tokens=1).arm
-        for subject in SUBJECTS
-    }
 
 
 def test_both_edges_give_a_subject_the_same_arm(client: Client, sdk: openai.OpenAI) -> None:
@@ -157,15 +143,22 @@ async def test_arms_share_a_batch(served: Served, client: Client) -> None:
     client.stop_experiment("batch")
 
 
-def test_arms_survive_a_restart(models: Models, tmp_path: Path) -> None:
-    with serving(models.base, models.bank, tmp_path) as first, Client(first.grpc) as client:
-        started(client, "sticky", control="a", mixed="a:0.5+c:0.5")
-        before = arms_of(client, "sticky")
-        counted = client.experiment_results("sticky").traffic
-    with serving(models.base, models.bank, tmp_path) as again, Client(again.grpc) as client:
-        assert client.experiment_results("sticky").traffic == counted
-        assert arms_of(client, "sticky") == before
-        assert sum(arm.num_subjects for arm in client.experiment_results("sticky").traffic) == 40
+Ask = Callable[[AsyncClient, str], Awaitable[object]]
+
+
+async def halted_under_load(
+    served: Served, client: Client, name: str, ask: Ask
+) -> tuple[HaltedArm, ...]:
+    """Ask for every subject again and again until an arm is stopped, for a minute at most."""
+    began_s = time.monotonic()
+    halted: tuple[HaltedArm, ...] = ()
+    async with AsyncClient(served.grpc, timeout_s=60) as asking:
+        while not halted and time.monotonic() - began_s < STOPPED_WITHIN_S:
+            for first in range(0, len(SUBJECTS), NUM_AT_ONCE):
+                some = SUBJECTS[first : first + NUM_AT_ONCE]
+                await asyncio.gather(*(ask(asking, subject) for subject in some))
+            halted = client.experiment(name).halted
+    return halted
 
 
 async def test_a_slow_arm_is_stopped_under_load(served: Served, client: Client) -> None:
@@ -176,31 +169,47 @@ async def test_a_slow_arm_is_stopped_under_load(served: Served, client: Client) 
     arms = arms_of(client, "slow")
     assert {arm.rpartition("/")[2] for arm in arms.values()} == {"control", "wordy", "other"}
 
-    async def ask(asking: AsyncClient, subject: str, num_tokens: int) -> str:
-        answer = await asking.generate(
+    async def ask(asking: AsyncClient, subject: str, num_tokens: int = NUM_TOKENS) -> None:
+        await asking.generate(
             "x", experiment="slow", subject=subject, max_tokens=num_tokens, ignore_eos=True
         )
-        return answer.arm
+
+    async def ask_wordy(asking: AsyncClient, subject: str) -> None:
+        times = 3 if arms[subject].endswith("wordy") else 1
+        await ask(asking, subject, times * NUM_TOKENS)
 
     async with AsyncClient(served.grpc, timeout_s=60) as asking:
         for subject in SUBJECTS * 3:
-            await ask(asking, subject, NUM_TOKENS)
-        began_s = time.monotonic()
-        halted: tuple[str, ...] = ()
-        while not halted and time.monotonic() - began_s < STOPPED_WITHIN_S:
-            for first in range(0, len(SUBJECTS), NUM_AT_ONCE):
-                some = SUBJECTS[first : first + NUM_AT_ONCE]
-                wordy = [arms[subject].endswith("wordy") for subject in some]
-                lengths = [3 * NUM_TOKENS if is_wordy else NUM_TOKENS for is_wordy in wordy]
-                await asyncio.gather(*map(partial(ask, asking), some, lengths))
-            now = client.experiment("slow")
-            halted = tuple(halt.arm for halt in now.halted)
-    assert halted == ("wordy",)
-    assert "times the control's' is broken" in now.halted[0].why
-    assert now.status == "running"
-    for subject, arm in arms_of(client, "slow").items():
-        assert arm == ("slow@1/-" if arms[subject].endswith("wordy") else arms[subject])
-    seen = metrics(served.http)
-    assert seen['taskmix_guardrail_stops_total{arm="slow@1/wordy"}'] == 1.0
-    assert client.audit(1)[0].tenant == "guardrail"
-    client.stop_experiment("slow")
+            await ask(asking, subject)
+    halted = await halted_under_load(served, client, "slow", ask_wordy)
+    assert tuple(halt.arm for halt in halted) == ("wordy",)
+    assert "times the control's' is broken" in halted[0].why
+    assert client.experiment("slow").status == "running"
+
+
+async def test_a_failing_arm_is_stopped_under_load(served: Served, client: Client) -> None:
+    """One in ten of an arm's answers does not end before its caller's deadline."""
+    rule = Guardrail("error_rate", "at_most", 0.02)
+    started(client, "failing", rule, control="a", endless="a:0.9+c:0.1", other="a:0.8+c:0.2")
+    arms = arms_of(client, "failing")
+    turns: Counter[str] = Counter()
+
+    async def ask(asking: AsyncClient, subject: str) -> None:
+        arm = arms[subject].rpartition("/")[2]
+        turns[arm] += 1
+        is_endless = arm == "endless" and turns[arm] % 10 == 0
+        answering = asking.generate(
+            "x",
+            experiment="failing",
+            subject=subject,
+            max_tokens=ENDLESS if is_endless else NUM_TOKENS,
+            ignore_eos=True,
+            timeout_s=DEADLINE_S if is_endless else None,
+        )
+        with pytest.raises(DeadlineExceededError) if is_endless else nullcontext():
+            await answering
+
+    halted = await halted_under_load(served, client, "failing", ask)
+    assert tuple(halt.arm for halt in halted) == ("endless",)
+    assert "error_rate" in halted[0].why
+    assert client.experiment("failing").status == "running"
