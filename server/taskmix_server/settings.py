@@ -14,6 +14,7 @@ class Settings:
     """Everything `taskmix serve` needs to start.
 
     max_queued: answers that may wait for the engine; None is a multiple of what it runs at a time.
+    engine_timeout_s: how long the engine may give no answer before it is ended and started again.
     """
 
     engine: EngineConfig
@@ -23,6 +24,7 @@ class Settings:
     http_port: int = 8000
     drain_s: float = 15.0
     max_queued: int | None = None
+    engine_timeout_s: float = 120.0
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     access: AccessConfig = field(default_factory=AccessConfig)
 

@@ -24,6 +24,7 @@ from taskmix_server.runtime.experiments.guardrails import Guardrails
 from taskmix_server.runtime.experiments.running import Experiments
 from taskmix_server.runtime.experiments.shadows import Shadows
 from taskmix_server.runtime.experiments.tidying import Tidying
+from taskmix_server.runtime.liveness import Liveness
 from taskmix_server.runtime.loads import TaskLoads
 from taskmix_server.runtime.mixes import NamedMixStore
 from taskmix_server.runtime.recipes import RecipeExpander
@@ -163,7 +164,12 @@ async def wire(
         http,
         supervisor,
         shared.experiments,
-        (guardrails.run, shadows.run, Tidying(kept.database).run),
+        (
+            guardrails.run,
+            shadows.run,
+            Tidying(kept.database).run,
+            Liveness(engine, settings.engine_timeout_s).run,
+        ),
     )
 
 

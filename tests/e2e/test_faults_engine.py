@@ -1,4 +1,5 @@
-"""The engine's processes are killed under load: everything open ends, and everything comes back."""
+"""The engine's processes are killed under load, or hang: everything open ends, and everything comes
+back."""
 
 import json
 import signal
@@ -14,6 +15,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from taskmix_client import Client, UnavailableError
+from taskmix_server.runtime.liveness import POLL_S
 from tests.support.models import Models, make_models
 from tests.support.served import Served, metrics, serving
 from tests.support.waiting import all_gone, eventually
@@ -22,6 +24,7 @@ PROMPT = "Once upon a time"
 GREEDY: dict[str, Any] = {"max_tokens": 16, "temperature": 0.0, "ignore_eos": True}
 ENDLESS: dict[str, Any] = {"max_tokens": 480, "ignore_eos": True, "n": 4}
 NOTICED_S = 5.0
+HANGS_S = 8.0
 ENDED_S = 30.0
 BACK_S = 120.0
 STOPPED_S = 20.0
@@ -34,7 +37,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
 
 @pytest.fixture(scope="module")
 def served(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with serving(models.base, models.bank, tmp_path_factory.mktemp("state")) as server:
+    flags = ("--engine-timeout", str(HANGS_S))
+    with serving(models.base, models.bank, tmp_path_factory.mktemp("state"), *flags) as server:
         yield server
 
 
@@ -157,6 +161,20 @@ def test_the_engine_is_killed_mid_stream(
     assert seen["taskmix_engine_up"] == 1.0
     assert seen["taskmix_task_references"] == seen["taskmix_requests_running"] == 0.0
     assert all_gone((core, worker))
+
+
+def test_a_worker_hangs(served: Served, client: Client, http: httpx.Client) -> None:
+    engine = engine_of(served)
+    _, worker = engine
+    with ThreadPoolExecutor() as threads:
+        worker.suspend()
+        hanging = threads.submit(client.generate, PROMPT, mix="b", **ENDLESS)
+        eventually(lambda: not is_ready(http), within_s=POLL_S + HANGS_S + NOTICED_S)
+        assert isinstance(hanging.exception(ENDED_S), UnavailableError)
+    assert "has given no answer for 8 s" in served.log.read_text()
+    eventually(lambda: all_gone(engine), within_s=ENDED_S)
+    eventually(lambda: is_ready(http), within_s=BACK_S)
+    assert client.generate(PROMPT, mix="b", **GREEDY).token_ids
 
 
 def test_a_worker_is_killed_and_the_server_stopped(served: Served, http: httpx.Client) -> None:

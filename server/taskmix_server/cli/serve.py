@@ -61,6 +61,13 @@ DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
     type=click.IntRange(1),
     help="Answers that may wait for the engine; four times --max-num-seqs if absent.",
 )
+@click.option(
+    "--engine-timeout",
+    type=click.FloatRange(1.0),
+    default=120.0,
+    show_default=True,
+    help="Seconds after which an engine that gives no answer is ended and started again.",
+)
 @click.option("--max-num-batched-tokens", type=click.IntRange(1), help="Tokens of one step.")
 @click.option("--block-size", type=click.IntRange(1), help="Tokens of a KV block.")
 @click.option(
@@ -101,6 +108,7 @@ def serve(
     allow_unauthenticated: bool,
     metrics_open: bool,
     max_queued: int | None,
+    engine_timeout: float,
     **engine: Any,
 ) -> None:
     """Serve a base and its bank over gRPC and HTTP until SIGTERM.
@@ -134,6 +142,7 @@ def serve(
             grpc_port,
             http_port,
             max_queued=max_queued,
+            engine_timeout_s=engine_timeout,
             telemetry=telemetry,
             access=access,
         )

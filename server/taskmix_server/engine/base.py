@@ -109,6 +109,9 @@ class Engine(Protocol):
     async def died(self) -> None:
         """Return once the engine has died. Requests and calls under way end by themselves."""
 
+    def kill(self) -> None:
+        """End an engine that does not answer: it has died then."""
+
     async def restart(self) -> None:
         """Start an engine that has died again: it holds no task and knows no variant.
 

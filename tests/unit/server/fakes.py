@@ -121,6 +121,8 @@ class FakeEngine:
         self.is_healthy = False
         self._death.set()
 
+    kill = die
+
     async def died(self) -> None:
         await self._death.wait()
 

@@ -32,6 +32,7 @@ from taskmix_server.engine.vllm import clients, compat
 from taskmix_server.engine.vllm.carriers import as_shadow
 from taskmix_server.engine.vllm.clients import ObserveLoad
 from taskmix_server.engine.vllm.phases import phases_of
+from taskmix_server.engine.vllm.process import end_children
 from taskmix_server.engine.vllm.worker import Reply
 
 SHUTDOWN_S = 5.0
@@ -74,6 +75,9 @@ class VllmEngine:
 
     async def died(self) -> None:
         await clients.death_of(self.client)
+
+    def kill(self) -> None:
+        end_children()
 
     async def load_task(self, name: str, digest: str) -> int:
         return await self._changed("taskmix_begin_load", name, digest)

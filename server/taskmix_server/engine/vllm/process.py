@@ -6,6 +6,9 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
+
+import psutil
 
 from taskmix_server.engine.vllm.waiting import wait_asleep
 
@@ -35,9 +38,16 @@ def guard_engine_process() -> None:
 
 
 def end_children() -> None:
-    """Kill the engine processes that this process started; theirs end by themselves."""
+    """Kill the engine processes that this process started, and those that they started.
+
+    The latter end by themselves too, but for one that hangs.
+    """
     for child in multiprocessing.active_children():
-        child.kill()
+        with suppress(psutil.NoSuchProcess):
+            theirs = psutil.Process(child.pid).children(recursive=True)
+            child.kill()
+            for process in theirs:
+                process.kill()
 
 
 def _exit_with(parent_id: int) -> None:
