@@ -15,10 +15,10 @@ from taskmix_server.runtime.experiments.shadows import MAX_PENDING
 from tests.support.served import Served, metrics
 from tests.support.waiting import eventually
 
-NUM_TOKENS = 80
-NUM_ROUNDS = 8
-NUM_REQUESTS = 8
-MAX_THINK_S = 0.6
+NUM_TOKENS = 240
+NUM_ROUNDS = 40
+NUM_REQUESTS = 4
+MAX_THINK_S = 1.6
 COST = 1.05
 NUM_CALLERS = 12
 NUM_CALLS = 8
@@ -81,30 +81,36 @@ def test_what_a_shadow_tells(served: Served, client: Client, sdk: openai.OpenAI)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 async def test_a_shadow_costs_little_where_there_is_room(served: Served, client: Client) -> None:
     """Callers who come now and then wait as long with every request copied as with none.
 
-    The 95th percentiles are of all answers, so that no slow round is overlooked. To tell 5 % apart,
-    the machine must do nothing else.
+    The 95th percentiles are of all answers, so that no slow round is overlooked. Plain requests are
+    measured twice, in short turns with the others, since machines have slow seconds: where those
+    two differ by more than a copy may cost, nothing can be said.
     """
     copied = running(client, "copied", ShadowArm("next", "a:0.6+c:0.4", rate=1.0))
-    with running(client, "plain"), copied:
+    with running(client, "plain"), running(client, "again"), copied:
         before = copies(served)
-        waits: dict[str, list[float]] = {"plain": [], "copied": []}
+        waits: dict[str, list[float]] = {"plain": [], "copied": [], "again": []}
         async with AsyncClient(served.grpc, timeout_s=60) as asking:
             for number in range(NUM_ROUNDS):
-                for name in sorted(waits, reverse=bool(number % 2)):
+                for name in random.Random(number).sample(sorted(waits), len(waits)):
                     waits[name] += await round_of(asking, name, seed=number)
         after = copies(served)
         num_copied = NUM_ROUNDS * NUM_REQUESTS
         assert after["ok"] - before.get("ok", 0.0) > num_copied / 4
-        merges = metrics(served.http)["taskmix_merges"]
         p95_s = {name: float(np.quantile(seconds, 0.95)) for name, seconds in waits.items()}
-        assert p95_s["copied"] <= COST * p95_s["plain"], (p95_s, waits, merges, before, after)
+        one, other = sorted((p95_s["plain"], p95_s["again"]))
+        assert other <= COST * one, f"the machine is not quiet: {p95_s}"
+        assert p95_s["copied"] <= COST * one, (p95_s, metrics(served.http)["taskmix_merges"], after)
 
 
 async def round_of(asking: AsyncClient, experiment: str, seed: int) -> list[float]:
-    """Seconds of each answer to a caller who thinks in between; the same thoughts for a seed."""
+    """Seconds of each answer to a caller who thinks in between; the same thoughts for a seed.
+
+    The first one is left out: another experiment's request came before it.
+    """
     draw = random.Random(seed)
     waits = []
     for _ in range(NUM_REQUESTS):
@@ -114,8 +120,7 @@ async def round_of(asking: AsyncClient, experiment: str, seed: int) -> list[floa
             "x", experiment=experiment, subject="ann", max_tokens=NUM_TOKENS, ignore_eos=True
         )
         waits.append(time.monotonic() - started_s)
-    await asyncio.sleep(MAX_THINK_S)
-    return waits
+    return waits[1:]
 
 
 async def test_shadows_give_way_under_load(served: Served, client: Client) -> None:

@@ -39,6 +39,7 @@ KEEP_ALIVE_ANSWER_S = 10.0
 MAX_AGE_S = 3600.0
 HEALTH_POLL_S = 1.0
 CHANGE_S = 0.2
+"""How long handshakes wait when the certificate has changed."""
 
 OPTIONS = (
     ("grpc.so_reuseport", 0),
