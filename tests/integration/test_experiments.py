@@ -161,6 +161,18 @@ async def halted_under_load(
     return halted
 
 
+def assert_only_stopped(served: Served, client: Client, arms: dict[str, str], stopped: str) -> None:
+    """The control answers the subjects of the stopped arm, a NAME@1/ARM; the others keep theirs."""
+    name, _, _ = stopped.partition("@")
+    assert client.experiment(name).status == "running"
+    for subject, arm in arms_of(client, name).items():
+        assert arm == (f"{name}@1/-" if arms[subject] == stopped else arms[subject])
+    seen = metrics(served.http)
+    assert seen[f'taskmix_guardrail_stops_total{{arm="{stopped}"}}'] == 1.0
+    assert client.audit(1)[0].tenant == "guardrail"
+    client.stop_experiment(name)
+
+
 async def test_a_slow_arm_is_stopped_under_load(served: Served, client: Client) -> None:
     """After a good while an arm's answers get three times as long, as those of a mix do that has
     unlearned to stop: it loses its traffic within a minute, and the others go on."""
@@ -184,7 +196,7 @@ async def test_a_slow_arm_is_stopped_under_load(served: Served, client: Client) 
     halted = await halted_under_load(served, client, "slow", ask_wordy)
     assert tuple(halt.arm for halt in halted) == ("wordy",)
     assert "times the control's' is broken" in halted[0].why
-    assert client.experiment("slow").status == "running"
+    assert_only_stopped(served, client, arms, "slow@1/wordy")
 
 
 async def test_a_failing_arm_is_stopped_under_load(served: Served, client: Client) -> None:
@@ -212,4 +224,4 @@ async def test_a_failing_arm_is_stopped_under_load(served: Served, client: Clien
     halted = await halted_under_load(served, client, "failing", ask)
     assert tuple(halt.arm for halt in halted) == ("endless",)
     assert "error_rate" in halted[0].why
-    assert client.experiment("failing").status == "running"
+    assert_only_stopped(served, client, arms, "failing@1/endless")
