@@ -15,6 +15,7 @@ from sqlalchemy import create_engine, select, text
 
 from taskmix_composer.mix import Mix
 from taskmix_server.database import Database, connection, state_in_use
+from taskmix_server.database.lock import opening
 from taskmix_server.database.models import Base, NamedMixRow
 from taskmix_server.database.schema import MIGRATIONS
 from taskmix_server.errors import FailedPreconditionError, ServingError, UnavailableError
@@ -153,6 +154,17 @@ def test_starting_at_the_same_time(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+def test_one_opens_it_after_the_other(tmp_path: Path) -> None:
+    starting = threading.Thread(target=lambda: Database.at(tmp_path).close())
+    with opening(tmp_path):
+        starting.start()
+        starting.join(0.5)
+        assert starting.is_alive(), "it did not wait"
+        assert not (tmp_path / f"{connection.FILENAME}-wal").exists()
+    starting.join()
+    assert (tmp_path / connection.FILENAME).stat().st_size > 0
 
 
 def test_no_database_at_all(tmp_path: Path) -> None:

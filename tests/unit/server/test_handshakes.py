@@ -4,12 +4,16 @@ import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
 
+from taskmix_server.rpc.server import CHANGE_S, credentials
+from taskmix_server.runtime.certificates import CertificateFiles
 from tests.support.certificates import Authority, issue
 
 NUM_THREADS = 8
@@ -66,3 +70,21 @@ def test_while_the_certificate_is_renewed(port: int, authority: Authority) -> No
             trusting.set_alpn_protocols(["h2"])
             with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
                 trusting.wrap_socket(connection, server_hostname="127.0.0.1").close()
+
+
+def test_grpc_is_given_a_certificate_only_when_it_is_new(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And then a moment after it has asked: see `credentials`."""
+    given: list[Callable[[], object]] = []
+    monkeypatch.setattr(
+        grpc, "dynamic_ssl_server_credentials", lambda first, ask: given.append(ask)
+    )
+    credentials(CertificateFiles(authority.chain, authority.key))
+    (ask,) = given
+    assert ask() is None
+    issue(authority.chain.parent, "renewed")
+    asked_s = time.monotonic()
+    assert ask() is not None
+    assert time.monotonic() - asked_s >= CHANGE_S
+    assert ask() is None
