@@ -17,7 +17,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SOURCES = Path("composer/taskmix_composer/kernels/native")
 LIBRARY = SOURCES / "libtaskmix_kernels.so"
-FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-fopenmp", "-Wall", "-Wextra")
+FLAGS = ("-O3", "-fno-tree-pre", "-std=gnu11", "-fPIC", "-fopenmp", "-Wall", "-Wextra")
+"""Without -fno-tree-pre the products spill more registers and take 3 to 5 % longer (GCC 12)."""
 LEVELS = {
     "avx2": ("-march=x86-64-v3",),
     "avx512": ("-march=x86-64-v4", "-mavx512vnni", "-mprefer-vector-width=512"),

@@ -28,13 +28,16 @@ def scale_norms(
     x: Tensor,
     weights: RowWeights,
     epsilon: float,
+    residual: Tensor | None = None,
     *,
     kernels: Kernels | None = None,
 ) -> None:
     """out[row] = x[row] / sqrt(mean(x[row]^2) + epsilon) * the row's weight.
 
     In float32, rounded once. out, x: [rows, width] or [rows, heads, width], each bfloat16, float16
-    or float32, with any stride from row to row. No index is checked.
+    or float32, with any stride from row to row; `out` may be `x`. residual, of x's shape and
+    dtype: first residual[row] += x[row], and what is normalised is that sum before it is rounded.
+    No index is checked.
     """
     found = kernels or library.load()
     width, rows, variants = x.shape[-1], weights.rows, weights.variant_of_row
@@ -47,6 +50,7 @@ def scale_norms(
         and weights.by_variant.is_contiguous()
         and all(part.dtype is torch.int64 and part.is_contiguous() for part in ids)
         and all(_has_adjacent_heads(part) for part in (out, x))
+        and (residual is None or _is_alike(residual, x))
     )
     if not fits or found is None:
         raise OperandError(
@@ -57,6 +61,7 @@ def scale_norms(
     failed = found.scale_norms(
         *(out.data_ptr(), out.stride(0), abi.DTYPES[out.dtype]),
         *(x.data_ptr(), x.stride(0), abi.DTYPES[x.dtype]),
+        *((None, 0) if residual is None else (residual.data_ptr(), residual.stride(0))),
         *(None if rows is None else rows.data_ptr(), len(x) if rows is None else len(rows)),
         *(variants.data_ptr(), weights.by_variant.data_ptr()),
         *(x.shape[1] if x.dim() == 3 else 1, width, epsilon),
@@ -68,3 +73,7 @@ def scale_norms(
 def _has_adjacent_heads(x: Tensor) -> bool:
     is_adjacent = x.stride(-1) == 1 and (x.dim() == 2 or x.stride(1) == x.shape[2])
     return is_adjacent and x.dim() in (2, 3) and x.dtype in abi.DTYPES
+
+
+def _is_alike(residual: Tensor, x: Tensor) -> bool:
+    return residual.shape == x.shape and residual.dtype is x.dtype and _has_adjacent_heads(residual)

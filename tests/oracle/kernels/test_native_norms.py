@@ -56,6 +56,29 @@ def test_norms_equal_a_loop(
     assert (error <= limit).all()
 
 
+@pytest.mark.parametrize("level", list(Level), ids=lambda level: level.name)
+@pytest.mark.parametrize("dtype", list(HALF_ULP), ids=str)
+@pytest.mark.parametrize("is_in_place", [False, True])
+def test_a_residual_is_added_first_and_gets_the_rounded_sum(
+    level: Level, dtype: torch.dtype, is_in_place: bool
+) -> None:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(9, 2, 33, generator=generator).to(dtype)
+    residual = torch.randn(9, 2, 33, generator=generator).to(dtype)
+    weights, variants = torch.randn(3, 33, generator=generator), torch.arange(9) % 3
+    rows = torch.tensor([0, 2, 3, 8])
+    summed = x.float() + residual.float()
+    wanted_residual = residual.clone()
+    wanted_residual[rows] = summed[rows].to(dtype)
+    expected = looped(summed, weights, variants)[rows]
+    out = x if is_in_place else torch.zeros_like(x)
+    chosen = RowWeights(weights, variants, rows)
+    scale_norms(out, x, chosen, EPSILON, residual, kernels=kernels_at(level))
+    assert torch.equal(residual, wanted_residual)
+    limit = (HALF_ULP[dtype] + FLOAT32_ERROR) * expected.abs() + SMALLEST[dtype]
+    assert ((out[rows].double() - expected).abs() <= limit).all()
+
+
 def test_matrices_without_heads_are_taken_too() -> None:
     x, weights = torch.randn(4, 8), torch.randn(2, 8)
     variants = torch.tensor([0, 1, 1, 0])
@@ -76,6 +99,9 @@ def test_matrices_without_heads_are_taken_too() -> None:
         {"rows": torch.zeros(4, dtype=torch.int32)},
         {"x": torch.zeros(8, 4).T},
         {"x": torch.zeros(4, 8, dtype=torch.float64)},
+        {"residual": torch.zeros(4, 9)},
+        {"residual": torch.zeros(4, 8, dtype=torch.bfloat16)},
+        {"residual": torch.zeros(8, 4).T},
     ],
     ids=str,
 )
@@ -86,10 +112,11 @@ def test_operands_that_do_not_fit_are_refused(change: dict[str, Tensor]) -> None
         "by_variant": torch.zeros(2, 8),
         "variant_of_row": torch.zeros(4, dtype=torch.int64),
         "rows": None,
+        "residual": None,
         **change,
     }
-    out, x = given.pop("out"), given.pop("x")
+    out, x, residual = given.pop("out"), given.pop("x"), given.pop("residual")
     assert out is not None
     assert x is not None
     with pytest.raises(OperandError, match="do not fit"):
-        scale_norms(out, x, RowWeights(**given), EPSILON)  # type: ignore[arg-type]
+        scale_norms(out, x, RowWeights(**given), EPSILON, residual)  # type: ignore[arg-type]

@@ -88,6 +88,7 @@ ARGUMENTS = {
     "tm_scale_norms": (
         *MATRIX,
         *MATRIX,
+        *(_POINTER, _LONG),
         *(_POINTER, _LONG, _POINTER, _POINTER),
         *(_INT, _INT, ctypes.c_float),
     ),

@@ -298,6 +298,16 @@ static void add_loose(const tm_call *call, tm_worker *worker, const tm_part *par
 
 /* ---- Blocks, and the call ---- */
 
+/* Ask for what blocks first .. first + count of a segment will be added to. Always inline: to GCC
+ * a function that only prefetches has no effect, and a call of it is dropped. */
+TM_INLINE void ask_for_rows(const tm_call *call, const tm_segment *segment, int32_t first,
+                            int32_t count) {
+    for (int32_t slot = 0; slot < call->pairs->num_used; slot++)
+        for (int32_t block = first; block < first + count; block++)
+            __builtin_prefetch(element_at(&call->y, call->pairs->used[slot],
+                                          segment->start + block * TM_BLOCK), 1, 2);
+}
+
 /* Blocks first .. first + count of a segment, at most TM_RUN. */
 static void run_blocks(const tm_call *call, tm_worker *worker, int32_t s, int32_t first,
                        int32_t count) {
@@ -307,6 +317,7 @@ static void run_blocks(const tm_call *call, tm_worker *worker, int32_t s, int32_
     int has_units = call->first_unit[s] < call->first_unit[s + 1];
     if (!has_units && table->first_loose == table->num_parts) return;
     memset(worker->sums, 0, (size_t)count * pairs->num_used * sizeof *worker->sums);
+    ask_for_rows(call, segment, first, count);
     multiply_segment(call, worker, s, first, count);
     for (int32_t i = 0; i < count; i++) {
         float(*sums)[TM_BLOCK] = worker->sums + (int64_t)i * pairs->num_used;
@@ -377,6 +388,12 @@ static int place_call(tm_call *call) {
     return 1;
 }
 
+/* Runs of as equal a length as can be, at least two a thread and as many for each. */
+static int32_t runs_of(int32_t num_blocks, int32_t num_threads) {
+    int32_t rounds = (num_blocks + TM_RUN * num_threads - 1) / (TM_RUN * num_threads);
+    return num_threads * (rounds < 2 ? 2 : rounds);
+}
+
 int32_t TM_ENTRY(tm_add_products)(const tm_table *table, const tm_pairs *pairs, void *y,
                                   int64_t y_stride, int32_t y_dtype, void *x, int64_t x_stride,
                                   int32_t x_dtype, int32_t is_exact) {
@@ -395,13 +412,11 @@ int32_t TM_ENTRY(tm_add_products)(const tm_table *table, const tm_pairs *pairs, 
 #pragma omp for schedule(static)
         for (int32_t slot = 0; slot < pairs->num_used; slot++)
             prepare_row(&call.inputs, slot, &call.x, pairs->used[slot], table->num_inputs);
-        int32_t share = (num_blocks + 2 * omp_get_num_threads() - 1) / (2 * omp_get_num_threads());
-        int32_t run = smaller(TM_RUN, share);
+        int32_t num_runs = runs_of(num_blocks, omp_get_num_threads());
 #pragma omp for schedule(dynamic) nowait
-        for (int32_t first = 0; first < num_blocks; first += run) {
-            int32_t end = smaller(first + run, num_blocks);
-            for (int32_t block = first; block < end && worker != NULL;)
-                block += run_at(&call, worker, block, end);
+        for (int32_t run = 0; run < num_runs; run++) {
+            int32_t block = num_blocks * run / num_runs, end = num_blocks * (run + 1) / num_runs;
+            while (block < end && worker != NULL) block += run_at(&call, worker, block, end);
         }
     }
     return failed;

@@ -98,7 +98,8 @@ int32_t tm_level(void);
     int32_t tm_add_weights_##level(const tm_table *, const float *coefficients, void *out,       \
                                    int64_t out_stride, int32_t out_dtype);                       \
     int32_t tm_scale_norms_##level(void *out, int64_t out_stride, int32_t out_dtype, void *x,    \
-                                   int64_t x_stride, int32_t x_dtype, const int64_t *rows,       \
+                                   int64_t x_stride, int32_t x_dtype, void *residual,            \
+                                   int64_t residual_stride, const int64_t *rows,                 \
                                    int64_t num_rows, const int64_t *variants,                    \
                                    const float *weights, int32_t num_groups, int32_t width,      \
                                    float epsilon);

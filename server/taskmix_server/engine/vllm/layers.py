@@ -18,7 +18,7 @@ from taskmix_server.engine.vllm.merged import MergedWeights
 from taskmix_server.engine.vllm.sites import Site, SiteKind
 from taskmix_server.engine.vllm.steps import IDLE, RowPlan, Step, TaskUse
 
-Scale = Callable[[Tensor, Tensor, RowWeights, float], None]
+Scale = Callable[[Tensor, Tensor, RowWeights, float, Tensor | None], None]
 """`scale_norms` of `kernels.norms`, or what does the same."""
 
 
@@ -149,21 +149,25 @@ def mixed_norm(site: Site, current: CurrentStep, scale: Scale) -> Callable[..., 
     """RMSNorm whose weight is w + sum(c * dw) for each row that uses a task.
 
     The normalised input is recomputed in float32 and never divided out of the base's result,
-    where a zero weight would have lost it.
+    where a zero weight would have lost it. The base's result is made only where a row needs it.
     """
     norm: Any = site.module
     inner = norm.forward
-    width = norm.weight.shape[0]
 
     def forward(x: Tensor, residual: Tensor | None = None) -> Any:
         plan = current.step.tokens
         if plan is None or (weights := norm_weights(plan, site)) is None:
             return inner(x, residual)
+        own = RowWeights(weights, plan.variant_of_row, plan.rows)
+        heads = (plan.num_rows, -1, norm.weight.shape[0])  # of query and key norms
+        if plan.rows is None:
+            out = torch.empty_like(x, memory_format=torch.contiguous_format)
+            summed = None if residual is None else residual.view(heads)
+            scale(out.view(heads), x.reshape(heads), own, norm.variance_epsilon, summed)
+            return out if residual is None else (out, residual)
         result = inner(x, residual)
         out, summed = (result, x) if residual is None else result
-        grouped = (plan.num_rows, -1, width)  # query and key norms have heads
-        own = RowWeights(weights, plan.variant_of_row, plan.rows)
-        scale(out.view(grouped), summed.reshape(grouped), own, norm.variance_epsilon)
+        scale(out.view(heads), summed.reshape(heads), own, norm.variance_epsilon, None)
         return result
 
     return forward
@@ -193,9 +197,14 @@ def _norm_weights(plan: RowPlan, site: Site) -> Tensor | None:
     return torch.addmm(weight.float(), coefficients[:, numbers], torch.stack(vectors))
 
 
-def torch_scale_norms(out: Tensor, x: Tensor, weights: RowWeights, epsilon: float) -> None:
+def torch_scale_norms(
+    out: Tensor, x: Tensor, weights: RowWeights, epsilon: float, residual: Tensor | None
+) -> None:
     """As `kernels.norms.scale_norms`, for x [rows, heads, width], on any device."""
     wide = select_rows(x, weights.rows).float()
+    if residual is not None:
+        wide += select_rows(residual, weights.rows)
+        put_rows(residual, wide.to(residual.dtype), weights.rows)
     normalized = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
     variants = select_rows(weights.variant_of_row, weights.rows)
     own = weights.by_variant.index_select(0, variants)[:, None, :]
