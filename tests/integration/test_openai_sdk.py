@@ -1,6 +1,7 @@
 """OpenAI's own SDK against the HTTP edge."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
@@ -50,6 +51,24 @@ def test_the_structured_mix_and_its_headers(sdk: openai.OpenAI, client: Client) 
     )
     assert raw.parse().choices[0].text == answer.text
     assert raw.headers["x-taskmix-digest"] == answer.mix_digest
+
+
+def test_a_grammar_holds_beside_a_request_without_one(sdk: openai.OpenAI) -> None:
+    def ask(**structured: object) -> str:
+        answer = sdk.completions.create(
+            model="a:0.5+b:0.5",
+            prompt="Hello",
+            max_tokens=8,
+            temperature=0.0,
+            extra_body=structured,
+        )
+        return answer.choices[0].text
+
+    with ThreadPoolExecutor() as pool:
+        choice = pool.submit(ask, structured_outputs={"choice": ["yes", "no"]})
+        free = pool.submit(ask)
+    assert choice.result() in ("yes", "no")
+    assert free.result() not in ("yes", "no")
 
 
 def test_models(sdk: openai.OpenAI, client: Client) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from vllm.distributed.device_communicators.shm_broadcast import MessageQueue, SpinCondition
 
-from taskmix_server.engine.vllm.waiting import NAP_SHARE, wait_asleep
+from taskmix_server.engine.vllm.waiting import RECHECK_SHARE, wait_asleep
 
 NUM_MESSAGES = 5
 GAP_S = 0.1
@@ -30,11 +30,9 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[MessageQueue, Messa
     reader.shutdown()
 
 
-def test_waiting_takes_no_processor_and_messages_come_in_time(
-    queue: tuple[MessageQueue, MessageQueue],
-) -> None:
+def lateness_s(queue: tuple[MessageQueue, MessageQueue]) -> list[float]:
+    """How late messages were read that came one after another, with a gap before each."""
     writer, reader = queue
-    late_s: list[float] = []
 
     def write() -> None:
         for _ in range(NUM_MESSAGES):
@@ -43,11 +41,23 @@ def test_waiting_takes_no_processor_and_messages_come_in_time(
 
     writing = threading.Thread(target=write)
     writing.start()
-    busy_s = time.thread_time()
-    for _ in range(NUM_MESSAGES):
-        sent_s = reader.dequeue(timeout=10)
-        late_s.append(time.monotonic() - sent_s)
-    busy_s = time.thread_time() - busy_s
+    late_s = [time.monotonic() - reader.dequeue(timeout=10) for _ in range(NUM_MESSAGES)]
     writing.join()
+    return late_s
+
+
+def test_waiting_takes_no_processor_and_a_message_wakes(
+    queue: tuple[MessageQueue, MessageQueue],
+) -> None:
+    busy_s = time.thread_time()
+    late_s = lateness_s(queue)
+    busy_s = time.thread_time() - busy_s
     assert busy_s < NUM_MESSAGES * GAP_S / 4
-    assert min(late_s) < 2 * NAP_SHARE * GAP_S
+    assert min(late_s) < RECHECK_SHARE * GAP_S / 4, "a notification did not wake the reader"
+
+
+def test_a_message_whose_notification_is_lost_is_found_soon(
+    queue: tuple[MessageQueue, MessageQueue], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SpinCondition, "notify", lambda _: None)
+    assert min(lateness_s(queue)) < 2 * RECHECK_SHARE * GAP_S

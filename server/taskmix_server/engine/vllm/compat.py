@@ -9,6 +9,7 @@ from typing import Any
 
 import prometheus_client
 import vllm
+from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
 from vllm.lora.layers import LoRAMapping
 from vllm.lora.request import LoRARequest
 from vllm.model_executor.layers.layernorm import RMSNorm
@@ -18,6 +19,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
     UnquantizedEmbeddingMethod,
     VocabParallelEmbedding,
 )
+from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import PrometheusStatLogger
 from vllm.v1.metrics.stats import RequestStateStats
@@ -50,6 +52,8 @@ _EXPECTED_PARAMETERS: tuple[tuple[Callable[..., Any], tuple[str, ...]], ...] = (
         ("self", "prompt_lora_mapping", "token_lora_mapping", "lora_requests", "mapping_type"),
     ),
     (RMSNorm.forward_native, ("self", "x", "residual")),
+    (SpinCondition.wait, ("self", "timeout_ms")),
+    (SpinCondition.record_read, ("self",)),
     (VocabParallelEmbedding.forward, ("self", "input_")),
     *((method.process_weights_after_loading, ("self", "layer")) for method in UNQUANTIZED),
     *((method.apply, ("self", "layer", "x", "bias")) for method in UNQUANTIZED),
@@ -58,6 +62,7 @@ _EXPECTED_PARAMETERS: tuple[tuple[Callable[..., Any], tuple[str, ...]], ...] = (
 _EXPECTED_FIELDS: tuple[tuple[type, tuple[str, ...]], ...] = (
     (LoRARequest, ("lora_name", "lora_int_id", "lora_path")),
     (LoRAMapping, ("index_mapping", "prompt_mapping")),
+    (SchedulerOutput, ("has_structured_output_requests",)),
     (RequestStateStats, ("queued_ts", "scheduled_ts", "first_token_ts", "last_token_ts")),
 )
 
