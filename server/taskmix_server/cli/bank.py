@@ -12,7 +12,7 @@ from taskmix_composer.encoding import is_adapter
 from taskmix_composer.entries import set_sources
 from taskmix_composer.forms import DEFAULT, Forms
 from taskmix_server.cli.examine import inspect, verify
-from taskmix_server.cli.merging import merge
+from taskmix_server.cli.merging import merge, plane
 from taskmix_server.cli.options import (
     DIRECTORY,
     TASK_HELP,
@@ -34,7 +34,7 @@ def bank() -> None:
     """Build, change and check banks of task vectors."""
 
 
-for command in (inspect, verify, merge, plan):
+for command in (inspect, verify, merge, plane, plan):
     bank.add_command(command)
 
 

@@ -1,4 +1,4 @@
-"""bank merge: merge tasks offline and publish what comes of it."""
+"""bank merge and bank plane: publish what is computed from tasks, or from planes."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import click
 
 from taskmix_composer.config import Scheme
 from taskmix_composer.merge import MERGE_METHODS, parse_params
+from taskmix_composer.planes import combine_planes
 from taskmix_composer.publish import MergeRequest, merge_tasks
 from taskmix_composer.recipe import SCALAR_METHODS
 from taskmix_server.cli.options import (
@@ -74,3 +75,24 @@ def merge(  # noqa: PLR0917 - a command takes its options by name
         changed, mix = merge_tasks(path, base, request, progress)
     report(changed)
     click.echo(f"mix: {mix}")
+
+
+@click.command()
+@bank_argument
+@click.option(
+    "--of", "masks", required=True, metavar="p,q,...", help="Planes; !p is what p leaves out."
+)
+@click.option(
+    "--at-least",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="How many of them must keep a weight: 1 for any, as many as are named for all.",
+)
+@click.option("--name", required=True, help="The name of the new plane.")
+def plane(path: Path, masks: str, at_least: int, name: str) -> None:
+    """Make a plane of planes: the weights that at least so many of them keep.
+
+    They must have been elected for one set of tasks, for which the new plane holds too.
+    """
+    report(combine_planes(path, names(masks), at_least, name))

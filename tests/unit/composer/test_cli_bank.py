@@ -166,6 +166,21 @@ def test_merge_publishes_entries_and_planes(path: Path, base: Path) -> None:
     )
 
 
+def test_planes_are_made_of_planes(path: Path, base: Path) -> None:
+    merge = ("bank", "merge", path, "--base", base, "--tasks", "math,code")
+    done(*merge, "--method", "magmax", "--planes", "--name", "m")
+    done("bank", "plane", path, "--of", "m.math,m.code", "--name", "any")
+    done("bank", "plane", path, "--of", "m.math,!m.code", "--at-least", 2, "--name", "own")
+    table = done("bank", "inspect", path).stdout
+    assert "plane any: at-least, density" in table
+    planes = Bank.open(path).planes
+    assert planes["own"].derivation.params == {"k": 2, "planes": "m.math,!m.code"}
+    assert planes["own"].density <= planes["m.math"].density <= planes["any"].density
+    combine = ("bank", "plane", path, "--of", "m.math,m.code")
+    assert "at least 3 of 2 planes" in refused(*combine, "--at-least", 3, "--name", "x")
+    assert "has 'any' already" in refused(*combine, "--name", "any")
+
+
 def test_merges_that_cannot_be_met(path: Path, lean: Path, base: Path, math: Path) -> None:
     merge = ("bank", "merge", path, "--base", base)
     pair = ("--tasks", "math,code", "--name", "x")
