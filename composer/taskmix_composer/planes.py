@@ -50,7 +50,7 @@ def _derivation(bank: Bank, masks: Sequence[str], at_least: int) -> Derivation:
                 f"plane {_plane(masks[0])!r} was elected for {_listed(first)} and "
                 f"{_plane(mask)!r} for {_listed(origin)}; combine planes of one set"
             )
-    params = {"k": at_least, "planes": ",".join(masks)}
+    params: dict[str, int | float | str] = {"k": at_least, "planes": ",".join(masks)}
     is_from_bank = any(origin.is_from_bank for origin in origins.values())
     return Derivation("at-least", params, first.bound, is_from_bank)
 
