@@ -29,7 +29,7 @@ def combine_planes(path: Path, masks: Sequence[str], at_least: int, name: str) -
         raise InvalidMethodError("name the planes to combine, each once")
     if not 1 <= at_least <= len(masks):
         raise InvalidMethodError(
-            f"at least {at_least} of {len(masks)} planes: name 1 or more of them"
+            f"at least {at_least} of {len(masks)} planes: give a number from 1 to {len(masks)}"
         )
     with write_locked(path):
         bank = Bank.open(path)

@@ -1,8 +1,10 @@
 """Safetensors files: read lazily through a memory map, written as a stream of tensors."""
 
+import ctypes
 import hashlib
 import json
 import math
+import mmap
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -74,6 +76,11 @@ class TensorFile:
         if span.start % span.dtype.itemsize:
             raw = raw.clone()
         return raw.view(span.dtype).view(span.shape)
+
+    def let_go(self) -> None:
+        """Take the pages that were read out of this process; what is read again comes anew."""
+        address, length = ctypes.c_void_p(self._bytes.data_ptr()), ctypes.c_size_t(self.num_bytes)
+        ctypes.CDLL(None).madvise(address, length, mmap.MADV_DONTNEED)
 
 
 class TensorFileWriter:

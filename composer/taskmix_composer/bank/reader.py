@@ -107,6 +107,11 @@ class Bank:
         content = self.plane(name).content
         return self._read(name, content, tensor) if tensor in content.tensors else None
 
+    def let_go(self) -> None:
+        """Take what was read out of this process' memory; the shards stay mapped."""
+        for shard in self._shards.values():
+            shard.let_go()
+
     def read_gram(self) -> Tensor | None:
         """The inner products of the decoded tasks, if the bank has them.
 

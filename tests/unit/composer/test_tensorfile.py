@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -63,6 +64,26 @@ def test_a_misaligned_tensor_is_read(tmp_path: Path) -> None:
     header = {"a": field(shape=[1], end=1), "b": field("F32", [2], 1, 9)}
     path = write(tmp_path / "x", header, b"\1" + values.numpy().tobytes())
     assert torch.equal(TensorFile(path).read("b"), values)
+
+
+def test_what_was_read_leaves_memory_and_can_be_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    values = torch.arange(1 << 23, dtype=torch.int32)
+    with TensorFileWriter(path) as writer:
+        writer.add("a", values)
+        writer.finish()
+
+    def mapped_bytes() -> int:
+        return int(psutil.Process().memory_info().shared)
+
+    file = TensorFile(path)
+    before = mapped_bytes()
+    view = file.read("a")
+    assert torch.equal(view, values)
+    assert mapped_bytes() - before > values.nbytes / 2
+    file.let_go()
+    assert mapped_bytes() - before < values.nbytes / 10
+    assert torch.equal(view, values)
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ class TaskLoader:
         if entry.shared and shared is NO_VECTOR:
             shared = self.codes.shared(bank, entry.shared)
         task = self.codes.task(bank, name, shared)
+        bank.let_go()
         term = self.arranger.arranged(task, (), {})
         dense = _dense_forms(term, held.room_bytes)
         return LoadedTask(task, shared, term, dense, self.slots((*held.terms, term)))
