@@ -205,9 +205,7 @@ def _admission(settings: Settings, engine: VllmEngine, kept: Kept, metrics: Metr
     )
     engine.watch_load(lambda load: admission.line.end(load.finished))
     engine.watch_load(
-        lambda load: metrics.record_load(
-            load.num_running, load.num_waiting + admission.num_waiting, load.used_kv_blocks
-        )
+        lambda load: metrics.record_load(load.num_running, load.num_waiting, load.used_kv_blocks)
     )
     return admission
 
@@ -216,6 +214,8 @@ def _measure(inference: InferenceService, tasks: TaskRegistry, metrics: Metrics)
     """What `/metrics` reads when it is asked."""
     metrics.read_at_scrape(
         {
+            # Read now: a caller that gives up in the line brings about no step of the engine.
+            "waiting": lambda: metrics.num_queued + inference.admission.num_waiting,
             "task_references": lambda: tasks.num_references,
             "resident_bytes": lambda: tasks.resident_bytes,
             "ready_variants": lambda: len(inference.variants),

@@ -32,7 +32,10 @@ DELTA_MEMORY: Mapping[str, tuple[str, str]] = {
 
 GAUGES: Mapping[str, tuple[str, str]] = {
     "running": ("taskmix_requests_running", "Requests being run by the engine."),
-    "waiting": ("taskmix_requests_waiting", "Requests waiting in the engine."),
+    "waiting": (
+        "taskmix_requests_waiting",
+        "Requests waiting for the engine, in its queue or the server's line.",
+    ),
     "kv_blocks": ("taskmix_kv_blocks_used", "KV blocks held by requests in flight."),
     "task_references": ("taskmix_task_references", "Uses of loaded tasks by requests in flight."),
     "resident_bytes": (
@@ -193,11 +196,13 @@ class Metrics:
         }
         for gauge in self._by_label.values():
             registry.register(gauge)
+        self.num_queued = 0
+        """Requests in the engine's own queue after its last step."""
 
-    def record_load(self, num_running: int, num_waiting: int, used_kv_blocks: int) -> None:
+    def record_load(self, num_running: int, num_queued: int, used_kv_blocks: int) -> None:
         """Called after each step of the engine."""
         self._gauges["running"].set(num_running)
-        self._gauges["waiting"].set(num_waiting)
+        self.num_queued = num_queued
         self._gauges["kv_blocks"].set(used_kv_blocks)
 
     def record_task_load(self, task: str, outcome: str, seconds: float) -> None:
