@@ -29,7 +29,7 @@ COPY . .
 RUN pip install --no-deps --force-reinstall .
 
 FROM ${PYTHON_IMAGE}
-# Triton compiles its launchers at run time; tini reaps the workers of an engine that died.
+# Triton compiles its launchers at run time; tini reaps what dead processes leave behind.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends curl gcc libc6-dev tini \

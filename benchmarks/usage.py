@@ -38,11 +38,10 @@ class Sample:
 
 
 def processes_of(pid: int) -> Mapping[str, psutil.Process]:
-    """The processes of a server by role: `front`, `core` and `worker`."""
+    """The processes of a server by role: `front` and `engine`."""
     front = psutil.Process(pid)
-    (core,) = (child for child in front.children() if "EngineCore" in " ".join(child.cmdline()))
-    (worker,) = core.children()
-    return {"front": front, "core": core, "worker": worker}
+    (engine,) = (child for child in front.children() if "EngineCore" in " ".join(child.cmdline()))
+    return {"front": front, "engine": engine}
 
 
 def num_callers(front: psutil.Process, ports: Container[int]) -> int:

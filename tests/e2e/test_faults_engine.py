@@ -1,5 +1,4 @@
-"""The engine's processes are killed under load, or hang: everything open ends, and everything comes
-back."""
+"""The engine's process is killed under load, or hangs: what is open ends, and all comes back."""
 
 import json
 import signal
@@ -54,15 +53,13 @@ def http(served: Served) -> Iterator[httpx.Client]:
         yield opened
 
 
-def engine_of(served: Served) -> tuple[psutil.Process, psutil.Process]:
-    """The engine core and its worker."""
-    (core,) = (
+def engine_of(served: Served) -> psutil.Process:
+    (engine,) = (
         child
         for child in psutil.Process(served.process.pid).children()
         if "EngineCore" in " ".join(child.cmdline())
     )
-    (worker,) = core.children()
-    return core, worker
+    return engine
 
 
 def is_ready(http: httpx.Client) -> bool:
@@ -114,6 +111,15 @@ def assert_cut(stream: list[str]) -> None:
     assert stream[-1] == "data: [DONE]"
 
 
+def test_one_process_schedules_and_computes_on_cores_of_its_own(served: Served) -> None:
+    engine = engine_of(served)
+    assert not engine.children()
+    front, own = psutil.Process(served.process.pid).environ(), engine.environ()
+    bound = {"OMP_PLACES", "KMP_AFFINITY", "GOMP_CPU_AFFINITY"}  # whichever its OpenMP reads
+    assert own.keys() & bound > front.keys() & bound
+    assert 1 <= int(own["OMP_NUM_THREADS"]) <= len(psutil.Process().cpu_affinity())
+
+
 @pytest.mark.timeout(300)
 def test_the_engine_is_killed_mid_stream(
     served: Served, client: Client, http: httpx.Client
@@ -121,7 +127,7 @@ def test_the_engine_is_killed_mid_stream(
     client.register_mix("prod", "a:0.7+b:0.3")
     client.unload_task("c")
     tasks, answers = client.tasks(), greedy_answers(client, http)
-    core, worker = engine_of(served)
+    engine = engine_of(served)
     body = {"model": "a", "prompt": PROMPT, **ENDLESS}
     with ThreadPoolExecutor() as threads:
         begun: list[Future[None]] = [Future(), Future()]
@@ -131,14 +137,14 @@ def test_the_engine_is_killed_mid_stream(
         ]
         for started in begun:
             started.result(ENDED_S)
-        core.suspend()  # so that nothing ends on its own
+        engine.suspend()  # so that nothing ends on its own
         whole: list[Future[Any]] = [
             threads.submit(http.post, "/v1/completions", json=body),
             threads.submit(client.generate, PROMPT, mix="b", **ENDLESS),
         ]
         eventually(lambda: metrics(served.http)["taskmix_task_references"] == 5.0)
         assert not any(request.done() for request in (*streams, *whole))
-        core.send_signal(signal.SIGKILL)
+        engine.send_signal(signal.SIGKILL)
         eventually(lambda: not is_ready(http), within_s=NOTICED_S)
         eventually(lambda: not is_serving(served), within_s=NOTICED_S)
         assert_cut(streams[0].result(ENDED_S))
@@ -160,30 +166,29 @@ def test_the_engine_is_killed_mid_stream(
     assert seen['taskmix_engine_restarts_total{outcome="ok"}'] == 1.0
     assert seen["taskmix_engine_up"] == 1.0
     assert seen["taskmix_task_references"] == seen["taskmix_requests_running"] == 0.0
-    assert all_gone((core, worker))
+    assert all_gone([engine])
 
 
-def test_a_worker_hangs(served: Served, client: Client, http: httpx.Client) -> None:
+def test_the_engine_hangs(served: Served, client: Client, http: httpx.Client) -> None:
     engine = engine_of(served)
-    _, worker = engine
     with ThreadPoolExecutor() as threads:
-        worker.suspend()
+        engine.suspend()
         hanging = threads.submit(client.generate, PROMPT, mix="b", **ENDLESS)
         eventually(lambda: not is_ready(http), within_s=POLL_S + HANGS_S + NOTICED_S)
         assert isinstance(hanging.exception(ENDED_S), UnavailableError)
     assert "has given no answer for 8 s" in served.log.read_text()
-    eventually(lambda: all_gone(engine), within_s=ENDED_S)
+    eventually(lambda: all_gone([engine]), within_s=ENDED_S)
     eventually(lambda: is_ready(http), within_s=BACK_S)
     assert client.generate(PROMPT, mix="b", **GREEDY).token_ids
 
 
-def test_a_worker_is_killed_and_the_server_stopped(served: Served, http: httpx.Client) -> None:
+def test_the_engine_is_killed_and_the_server_stopped(served: Served, http: httpx.Client) -> None:
     """Stopping does not wait for the engine that is being started."""
     front = psutil.Process(served.process.pid)
-    _, worker = engine_of(served)
-    worker.send_signal(signal.SIGKILL)
+    engine = engine_of(served)
+    engine.send_signal(signal.SIGKILL)
     eventually(lambda: not is_ready(http), within_s=NOTICED_S)
-    eventually(lambda: worker.pid not in {child.pid for child in front.children(recursive=True)})
+    eventually(lambda: engine.pid not in {child.pid for child in front.children(recursive=True)})
     eventually(lambda: engine_starts(front), within_s=ENDED_S)
     left = front.children(recursive=True)
     served.signal(signal.SIGTERM)

@@ -115,7 +115,7 @@ def test_the_command_line_as_typed(models: Models, tmp_path: Path) -> None:
 
 
 def assert_no_orphans(served: Served) -> None:
-    """Kill the front; its engine and workers end by themselves."""
+    """Kill the front; its engine ends by itself."""
     children = psutil.Process(served.process.pid).children(recursive=True)
     assert children
     served.signal(signal.SIGKILL)

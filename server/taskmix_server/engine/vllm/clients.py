@@ -80,8 +80,10 @@ def stopped() -> UnavailableError:
 def _start(config: EngineConfig, observers: Sequence[ObserveLoad]) -> tuple[Namespace, AsyncLLM]:
     arguments, vllm_config = server_config(config)
     stats = LoadWatcher(vllm_config, observers)
+    openmp = compat.OMPProcessManager(vllm_config)
     try:
-        client = AsyncLLM.from_vllm_config(vllm_config, stat_loggers=[lambda *_: stats])
+        with openmp.configure_omp_envs(rank=0, local_rank=0):  # for the process started in it
+            client = AsyncLLM.from_vllm_config(vllm_config, stat_loggers=[lambda *_: stats])
     except (RuntimeError, OSError, ValueError) as error:
         raise UnavailableError(
             f"vLLM did not start ({error}); its own messages above say why"

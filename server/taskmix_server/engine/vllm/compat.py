@@ -9,7 +9,6 @@ from typing import Any
 
 import prometheus_client
 import vllm
-from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
 from vllm.lora.layers import LoRAMapping
 from vllm.lora.request import LoRARequest
 from vllm.model_executor.layers.layernorm import RMSNorm
@@ -19,8 +18,9 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
     UnquantizedEmbeddingMethod,
     VocabParallelEmbedding,
 )
-from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.utils.ompmultiprocessing import OMPProcessManager
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.executor.uniproc_executor import UniProcExecutor
 from vllm.v1.metrics.loggers import PrometheusStatLogger
 from vllm.v1.metrics.stats import RequestStateStats
 from vllm.v1.worker.lora_model_runner_mixin import LoRAModelRunnerMixin
@@ -34,8 +34,10 @@ __all__ = [
     "LoRAMapping",
     "LoRAModelRunnerMixin",
     "LoRARequest",
+    "OMPProcessManager",
     "ParallelLMHead",
     "RMSNorm",
+    "UniProcExecutor",
     "VocabParallelEmbedding",
     "check",
     "drop_adapter_labels",
@@ -52,8 +54,7 @@ _EXPECTED_PARAMETERS: tuple[tuple[Callable[..., Any], tuple[str, ...]], ...] = (
         ("self", "prompt_lora_mapping", "token_lora_mapping", "lora_requests", "mapping_type"),
     ),
     (RMSNorm.forward_native, ("self", "x", "residual")),
-    (SpinCondition.wait, ("self", "timeout_ms")),
-    (SpinCondition.record_read, ("self",)),
+    (OMPProcessManager.configure_omp_envs, ("self", "rank", "local_rank")),
     (VocabParallelEmbedding.forward, ("self", "input_")),
     *((method.process_weights_after_loading, ("self", "layer")) for method in UNQUANTIZED),
     *((method.apply, ("self", "layer", "x", "bias")) for method in UNQUANTIZED),
@@ -62,7 +63,6 @@ _EXPECTED_PARAMETERS: tuple[tuple[Callable[..., Any], tuple[str, ...]], ...] = (
 _EXPECTED_FIELDS: tuple[tuple[type, tuple[str, ...]], ...] = (
     (LoRARequest, ("lora_name", "lora_int_id", "lora_path")),
     (LoRAMapping, ("index_mapping", "prompt_mapping")),
-    (SchedulerOutput, ("has_structured_output_requests",)),
     (RequestStateStats, ("queued_ts", "scheduled_ts", "first_token_ts", "last_token_ts")),
 )
 

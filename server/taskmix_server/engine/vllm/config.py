@@ -48,6 +48,9 @@ def engine_options(config: EngineConfig) -> dict[str, Any]:
         "enable_prefix_caching": True,
         "scheduling_policy": "priority",
         "seed": config.seed,
+        # By its name, vLLM would have two processes on CPU: it sets OpenMP up for a worker of the
+        # scheduler's. `clients.start` does that for one.
+        "distributed_executor_backend": compat.UniProcExecutor,
         "worker_extension_cls": WORKER_EXTENSION,
         "additional_config": {CONFIG_KEY: _worker_settings(config)},
         **{name: value for name, value in optional.items() if value is not None},

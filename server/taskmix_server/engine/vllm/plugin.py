@@ -34,12 +34,9 @@ def register() -> None:
             return loaded
         from taskmix_server.engine.vllm import compat
         from taskmix_server.engine.vllm.manager import MixManager
-        from taskmix_server.engine.vllm.sampling import sample_at_once
 
         compat.check()
         self.lora_manager = MixManager.attach(model, vllm_config, device, settings)
-        if not vllm_config.scheduler_config.async_scheduling:
-            sample_at_once(self)
         return model
 
     load_lora_model.is_taskmix = True  # type: ignore[attr-defined]

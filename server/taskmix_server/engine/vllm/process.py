@@ -1,16 +1,10 @@
-"""Engine processes: out of the terminal's signal group, never outliving their parent, and asleep
-while they wait."""
+"""The engine's process: out of the terminal's signal group, and never outliving its parent."""
 
 import multiprocessing
 import os
 import signal
 import threading
 import time
-from contextlib import suppress
-
-import psutil
-
-from taskmix_server.engine.vllm.waiting import wait_asleep
 
 PARENT_POLL_S = 1.0
 _MARK = "TASKMIX_ENGINE_CHILDREN"  # children inherit the environment, and vLLM starts them for us
@@ -32,22 +26,14 @@ def guard_engine_process() -> None:
         return
     if os.getpgid(0) != os.getpid():
         os.setpgid(0, 0)
-    wait_asleep()
     watcher = threading.Thread(target=_exit_with, args=(parent.pid,), daemon=True)
     watcher.start()
 
 
 def end_children() -> None:
-    """Kill the engine processes that this process started, and those that they started.
-
-    The latter end by themselves too, but for one that hangs.
-    """
+    """Kill the engine processes that this process started."""
     for child in multiprocessing.active_children():
-        with suppress(psutil.NoSuchProcess):
-            theirs = psutil.Process(child.pid).children(recursive=True)
-            child.kill()
-            for process in theirs:
-                process.kill()
+        child.kill()
 
 
 def _exit_with(parent_id: int) -> None:
