@@ -111,13 +111,12 @@ def assert_cut(stream: list[str]) -> None:
     assert stream[-1] == "data: [DONE]"
 
 
-def test_one_process_schedules_and_computes_on_cores_of_its_own(served: Served) -> None:
+def test_one_process_schedules_and_computes(served: Served) -> None:
+    """On all cores but the one that vLLM leaves free by default."""
     engine = engine_of(served)
     assert not engine.children()
-    front, own = psutil.Process(served.process.pid).environ(), engine.environ()
-    bound = {"OMP_PLACES", "KMP_AFFINITY", "GOMP_CPU_AFFINITY"}  # whichever its OpenMP reads
-    assert own.keys() & bound > front.keys() & bound
-    assert 1 <= int(own["OMP_NUM_THREADS"]) <= len(psutil.Process().cpu_affinity())
+    front = psutil.Process(served.process.pid)
+    assert set(engine.cpu_affinity()) < set(front.cpu_affinity())
 
 
 @pytest.mark.timeout(300)

@@ -29,6 +29,8 @@ class WallClock:
             f"FAKETIME_TIMESTAMP_FILE={self.file}",
             "FAKETIME_NO_CACHE=1",  # the file is read for each look at the clock
             "FAKETIME_DONT_FAKE_MONOTONIC=1",
+            # Or waits by a monotonic clock, such as that for Python's lock, end at once.
+            "FAKETIME_FORCE_MONOTONIC_FIX=0",
             "NO_FAKE_STAT=1",
         )
 
