@@ -4,46 +4,44 @@ import asyncio
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.latency import Latency, latency
 from benchmarks.models import LORA_RANK, LORAS, Models
 from benchmarks.record import spread
-from benchmarks.rounds import Effort, Rate, answer, opened, rates
+from benchmarks.rounds import Effort, Rate, answer, opened
 from benchmarks.servers import DEVELOPMENT, Running, swap, vllm
-from benchmarks.workloads import BASE, IDLE, MIXES, NUM_ROWS, SIXTEEN_MIXES, groups, prompts
+from benchmarks.workloads import BASE, MIXES, NUM_ROWS, SIXTEEN_MIXES, groups, prompts
 
+ADAPTER_ROWS = tuple(LORAS[row % len(LORAS)] for row in range(NUM_ROWS))
+"""The rows of a batch spread over the adapters."""
 EAGER = "--enforce-eager"
 LORA_FLAGS = ("--enable-lora", "--max-lora-rank", str(LORA_RANK), "--max-loras", str(len(LORAS)))
 
 
-def stock(
-    models: Models, folder: Path, cores: str, effort: Effort, *, has_streams: bool
-) -> Iterator[Rate | Latency]:
-    """vLLM on the base alone: no LoRA, eager like taskmix. With `has_streams` its latency too."""
+@contextmanager
+def stock(models: Models, folder: Path, cores: str) -> Iterator[Running]:
+    """vLLM on the base alone: no LoRA, eager like taskmix."""
     with vllm(models.base, folder, cores, EAGER) as server:
-        yield rate(server, "stock", cores, IDLE.name, IDLE.rows, effort)
-        if has_streams:
-            yield asyncio.run(latency(server, "stock", cores, IDLE.rows, effort))
+        yield server
 
 
-def compiled(models: Models, folder: Path, cores: str, effort: Effort) -> Iterator[Rate]:
-    """vLLM on the base alone as it comes, compiled; nothing without the compiler that it calls."""
+@contextmanager
+def compiled(models: Models, folder: Path, cores: str) -> Iterator[Running | None]:
+    """vLLM on the base alone as it comes, compiled; None without the compiler that it calls."""
     if shutil.which("g++") is None:
+        yield None
         return
     with vllm(models.base, folder, cores) as server:
-        yield rate(server, "compiled", cores, IDLE.name, IDLE.rows, effort)
+        yield server
 
 
-def adapters(models: Models, folder: Path, cores: str, effort: Effort) -> Iterator[Rate]:
-    """vLLM's own multi-LoRA, the rows spread over its adapters."""
+@contextmanager
+def adapters(models: Models, folder: Path, cores: str) -> Iterator[Running]:
+    """vLLM's own multi-LoRA, for `ADAPTER_ROWS`."""
     modules = [f"{name}={path}" for name, path in zip(LORAS, models.loras, strict=True)]
-    flags = (EAGER, *LORA_FLAGS, "--lora-modules", *modules)
-    rows = tuple(LORAS[row % len(LORAS)] for row in range(NUM_ROWS))
-    with vllm(models.base, folder, cores, *flags) as server:
-        fewer = replace(effort, num_rounds=effort.num_adapter_rounds)
-        yield rate(server, "adapters", cores, "adapters", rows, fewer)
+    with vllm(models.base, folder, cores, EAGER, *LORA_FLAGS, "--lora-modules", *modules) as server:
+        yield server
 
 
 def swaps(models: Models, folder: Path, cores: str, effort: Effort) -> Iterator[Rate]:
@@ -61,16 +59,6 @@ def swaps(models: Models, folder: Path, cores: str, effort: Effort) -> Iterator[
             start_s=server.start_s,
             swap_s=spread(swaps_s),
         )
-
-
-def rate(
-    server: Running, name: str, cores: str, workload: str, rows: tuple[str, ...], effort: Effort
-) -> Rate:
-    """Measure the rounds of one workload."""
-    found = asyncio.run(rates(server, rows, effort.num_rounds, effort.answer_tokens))
-    return Rate(
-        server=name, cores=cores, workload=workload, tokens_per_s=found, start_s=server.start_s
-    )
 
 
 async def _swap_rounds(

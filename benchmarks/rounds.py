@@ -11,13 +11,15 @@ from benchmarks.record import spread
 from benchmarks.servers import Running
 from benchmarks.workloads import prompts
 
+SETTLE_S = 2.0
+"""Before a round: after its last message, stock vLLM keeps a core busy for a second."""
+
 
 @dataclass(frozen=True, slots=True)
 class Effort:
     """How much is measured."""
 
     num_rounds: int
-    num_adapter_rounds: int
     num_growth_rounds: int
     num_swap_rounds: int
     answer_tokens: int
@@ -26,8 +28,7 @@ class Effort:
 
 
 FULL = Effort(
-    num_rounds=4,
-    num_adapter_rounds=3,
+    num_rounds=6,
     num_growth_rounds=2,
     num_swap_rounds=2,
     answer_tokens=64,
@@ -36,7 +37,6 @@ FULL = Effort(
 )
 QUICK = Effort(
     num_rounds=2,
-    num_adapter_rounds=2,
     num_growth_rounds=2,
     num_swap_rounds=2,
     answer_tokens=4,
@@ -61,8 +61,41 @@ class Rate:
     swap_s: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A workload on one of several servers that are up at the same time."""
+
+    name: str
+    server: Running
+    workload: str
+    rows: tuple[str, ...]
+
+
 class ShortAnswerError(Exception):
     """A server answered with fewer tokens than were asked for."""
+
+
+async def in_turns(contenders: Sequence[Contender], cores: str, effort: Effort) -> list[Rate]:
+    """Rates over rounds of one contender after the other: a slow minute slows each of them.
+
+    The first round of each is not counted. Every round has prompts of its own.
+    """
+    found: list[list[float]] = [[] for _ in contenders]
+    for seed in range(effort.num_rounds + 1):
+        for contender, rounds in zip(contenders, found, strict=True):
+            await asyncio.sleep(SETTLE_S)
+            async with opened(contender.server) as client:
+                rounds.append(await _round(client, contender.rows, seed, effort.answer_tokens))
+    return [
+        Rate(
+            server=contender.name,
+            cores=cores,
+            workload=contender.workload,
+            tokens_per_s=spread(rounds[1:]),
+            start_s=contender.server.start_s,
+        )
+        for contender, rounds in zip(contenders, found, strict=True)
+    ]
 
 
 async def rates(

@@ -53,7 +53,7 @@ def taskmix(base: Path, bank: Path, folder: Path, cores: str) -> Iterator[Runnin
     flags += ["--kv-cache-memory", str(KV_CACHE_BYTES), "--state", str(state)]
     flags += ["--served-model-name", BASE]
     started_s = time.monotonic()
-    served = start_server(base, bank, folder / "taskmix.log", *flags, environment=CORES[cores])
+    served = start_server(base, bank, folder / f"{bank.name}.log", *flags, environment=CORES[cores])
     try:
         start_s = time.monotonic() - started_s
         yield Running(served.http, served.grpc, start_s, served.process.pid)
@@ -73,7 +73,7 @@ def vllm(
     command += ["--max-num-seqs", str(NUM_ROWS), "--max-model-len", str(MAX_MODEL_LEN)]
     command += ["--kv-cache-memory-bytes", str(KV_CACHE_BYTES), "--scheduling-policy", "priority"]
     started_s = time.monotonic()
-    log = folder / "vllm.log"
+    log = folder / f"vllm-{port}.log"
     with log.open("w") as file:
         process = subprocess.Popen(  # noqa: S603 - our own command, no shell
             command, stdout=file, stderr=file, start_new_session=True

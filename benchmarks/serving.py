@@ -4,6 +4,7 @@ import asyncio
 import signal
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,9 +15,9 @@ from benchmarks.growth import MixStage, TaskStage, growing_mixes, growing_tasks
 from benchmarks.latency import Latency, latency
 from benchmarks.models import MANY_TASKS, SCHEME, SMALL_SCHEME, Models, prepare
 from benchmarks.record import append, last_run, provenance
-from benchmarks.rounds import FULL, QUICK, Effort, Rate
+from benchmarks.rounds import FULL, QUICK, Contender, Effort, Rate, in_turns
 from benchmarks.servers import CORES, taskmix
-from benchmarks.workloads import HALF_SINGLE, SIXTEEN_MIXES, TASKS, WORKLOADS
+from benchmarks.workloads import HALF_SINGLE, IDLE, SIXTEEN_MIXES, TASKS, WORKLOADS
 from taskmix_server.settings import default_cache
 
 SPARE_TASKS = MANY_TASKS[len(TASKS) :]
@@ -36,36 +37,37 @@ class Bench:
     effort: Effort
 
     def all(self) -> Iterator[Measurement]:
-        """Every measurement of a run; one server at a time."""
+        """Every measurement of a run; one server computes at a time."""
         for cores in CORES:
-            yield from self.rivals(cores)
-            yield from self.workloads(cores)
-            yield from self.small_bank(cores)
+            yield from self.contest(cores)
+            yield from rivals.swaps(self.models, self.folder, cores, self.effort)
         yield from self.many_tasks(STUDIED)
 
-    def rivals(self, cores: str) -> Iterator[Measurement]:
-        given = (self.models, self.folder, cores, self.effort)
-        yield from rivals.stock(*given, has_streams=cores == STUDIED)
-        if cores == STUDIED:
-            yield from rivals.compiled(*given)
-        yield from rivals.adapters(*given)
-        yield from rivals.swaps(*given)
-
-    def workloads(self, cores: str) -> Iterator[Measurement]:
-        with taskmix(self.models.base, self.models.bank, self.folder, cores) as server:
-            for workload in WORKLOADS:
-                yield rivals.rate(
-                    server, "taskmix", cores, workload.name, workload.rows, self.effort
-                )
+    def contest(self, cores: str) -> Iterator[Measurement]:
+        """All servers but the swapped one up at once, for rounds in turns."""
+        models, where = self.models, (self.folder, cores)
+        with ExitStack() as up:
+            stock = up.enter_context(rivals.stock(models, *where))
+            adapters = up.enter_context(rivals.adapters(models, *where))
+            mixes = up.enter_context(taskmix(models.base, models.bank, *where))
+            small = up.enter_context(taskmix(models.base, models.small_bank, *where))
+            contenders = [
+                Contender("stock", stock, IDLE.name, IDLE.rows),
+                Contender("adapters", adapters, "adapters", rivals.ADAPTER_ROWS),
+                *(Contender("taskmix", mixes, each.name, each.rows) for each in WORKLOADS),
+                *(
+                    Contender(SMALL_SCHEME, small, each.name, each.rows)
+                    for each in (SIXTEEN_MIXES, HALF_SINGLE)
+                ),
+            ]
             if cores == STUDIED:
-                yield from growing_mixes(server, cores, self.effort)
-
-    def small_bank(self, cores: str) -> Iterator[Measurement]:
-        with taskmix(self.models.base, self.models.small_bank, self.folder, cores) as server:
-            for workload in (SIXTEEN_MIXES, HALF_SINGLE):
-                yield rivals.rate(
-                    server, SMALL_SCHEME, cores, workload.name, workload.rows, self.effort
-                )
+                compiled = up.enter_context(rivals.compiled(models, *where))
+                if compiled is not None:
+                    contenders.append(Contender("compiled", compiled, IDLE.name, IDLE.rows))
+            yield from asyncio.run(in_turns(contenders, cores, self.effort))
+            if cores == STUDIED:
+                yield asyncio.run(latency(stock, "stock", cores, IDLE.rows, self.effort))
+                yield from growing_mixes(mixes, cores, self.effort)
 
     def many_tasks(self, cores: str) -> Iterator[Measurement]:
         with taskmix(self.models.base, self.models.large_bank, self.folder, cores) as server:
