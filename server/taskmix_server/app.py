@@ -6,9 +6,10 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from typing import Any
 
 from taskmix_server.database import state_in_use
 from taskmix_server.engine.vllm.engine import VllmEngine
@@ -50,7 +51,7 @@ async def _serve(settings: Settings) -> None:
     _announce(settings.host, grpc_port, http_port)
     supervising = asyncio.create_task(server.supervisor.run())
     stopped = asyncio.create_task(stopping.wait())
-    loops = [asyncio.create_task(loop()) for loop in server.loops]
+    loops = [begun(loop()) for loop in server.loops]
     await asyncio.wait({supervising, stopped}, return_when=asyncio.FIRST_COMPLETED)
     supervising.cancel()  # an engine that dies from now on stays dead
     logger.info("draining, at most %.0f s", settings.drain_s)
@@ -63,6 +64,20 @@ async def _serve(settings: Settings) -> None:
     finally:
         await server.close()
         await asyncio.to_thread(reporter.close)
+
+
+def begun(loop: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """Run what lasts as long as the server; a defect that ends it is logged at once."""
+    task = asyncio.create_task(loop)
+    task.add_done_callback(_log_defect)
+    return task
+
+
+def _log_defect(loop: asyncio.Task[None]) -> None:
+    if loop.cancelled() or (error := loop.exception()) is None:
+        return
+    name = getattr(loop.get_coro(), "__qualname__", loop.get_name())
+    logger.error("%s has ended and will not run again; restart the server", name, exc_info=error)
 
 
 def _on_stop(react: Callable[[], None]) -> None:
