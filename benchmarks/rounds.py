@@ -49,8 +49,9 @@ QUICK = Effort(
 class Rate:
     """Generated tokens per second of one server under one workload.
 
-    `cores` is a name in `servers.CORES`; `start_s` is how long the server took to start; `swap_s`
-    is the time of a swap where weights are swapped.
+    `cores` is a name in `servers.CORES`; `start_s` is how long the server took to start; `turns`
+    has the rate of each round where contenders took turns; `swap_s` is the time of a swap where
+    weights are swapped.
     """
 
     server: str
@@ -58,6 +59,7 @@ class Rate:
     workload: str
     tokens_per_s: Mapping[str, float]
     start_s: float
+    turns: Sequence[float] = ()
     swap_s: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -93,6 +95,7 @@ async def in_turns(contenders: Sequence[Contender], cores: str, effort: Effort) 
             workload=contender.workload,
             tokens_per_s=spread(rounds[1:]),
             start_s=contender.server.start_s,
+            turns=rounds[1:],
         )
         for contender, rounds in zip(contenders, found, strict=True)
     ]

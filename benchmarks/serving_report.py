@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import click
@@ -74,10 +75,16 @@ class Rates:
         return self._lines.get((*measured, cores))
 
     def ratio(self, measured: Measured, against: Measured, cores: str) -> float | None:
-        """Median over median, or None if one of them was not measured."""
+        """The median ratio of their turns, or that of their medians where they took none.
+
+        None if one of them was not measured.
+        """
         upper, lower = self.find(measured, cores), self.find(against, cores)
         if upper is None or lower is None:
             return None
+        pairs = list(zip(upper.get("turns", ()), lower.get("turns", ()), strict=False))
+        if pairs:
+            return median(one / other for one, other in pairs)
         return float(upper["tokens_per_s"]["p50"] / lower["tokens_per_s"]["p50"])
 
 

@@ -68,6 +68,11 @@ MEASUREMENTS = [
 LINES = [{**MACHINE, "kind": type(one).__name__, **asdict(one)} for one in MEASUREMENTS]
 
 
+def in_turns(server, workload, turns):
+    line = asdict(rate(server, workload, 1.0))
+    return {**MACHINE, "kind": "Rate", **line, "turns": turns}
+
+
 def row(text, start):
     """The cells of the first table row that starts with `start`."""
     found = next(line for line in text.splitlines() if line.startswith(f"| {start} |"))
@@ -122,3 +127,11 @@ def test_a_run_says_whether_its_commit_is_what_ran(is_dirty):
     assert ("not committed" in serving_report.machine({**MACHINE, "is_dirty": is_dirty})) == (
         is_dirty == 1
     )
+
+
+def test_servers_that_took_turns_are_compared_turn_by_turn():
+    slowed = [
+        in_turns("stock", "idle", [800.0, 400.0]),
+        in_turns("taskmix", "idle", [720.0, 360.0]),
+    ]
+    assert Rates(slowed).ratio(("taskmix", "idle"), STOCK, "all") == pytest.approx(0.9)
