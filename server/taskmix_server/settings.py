@@ -15,6 +15,7 @@ class Settings:
 
     max_queued: answers that may wait for the engine; None is a multiple of what it runs at a time.
     engine_timeout_s: how long the engine may give no answer before it is ended and started again.
+    task_bytes: what tasks may take in the engine; None keeps every task of the bank there.
     """
 
     engine: EngineConfig
@@ -25,6 +26,7 @@ class Settings:
     drain_s: float = 15.0
     max_queued: int | None = None
     engine_timeout_s: float = 120.0
+    task_bytes: int | None = None
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     access: AccessConfig = field(default_factory=AccessConfig)
 

@@ -125,10 +125,10 @@ def checked_bank(settings: Settings) -> Bank:
 async def wire(
     settings: Settings, bank: Bank, engine: VllmEngine, kept: Kept, reporter: Reporter
 ) -> Server:
-    """Join a server over a running engine, with every task of the bank loaded."""
+    """Join a server over a running engine, with every task of the bank served."""
     metrics = reporter.metrics
-    shared = _shared(bank, engine, kept.database, metrics)
-    await _load_all(bank, shared.tasks)
+    shared = _shared(settings, bank, engine, kept.database, metrics)
+    await _offer_all(bank, shared.tasks)
     shadows = Shadows(engine, shared.variants, shared.experiments, metrics.record_shadow)
     inference = InferenceService(
         engine,
@@ -173,9 +173,12 @@ async def wire(
     )
 
 
-def _shared(bank: Bank, engine: VllmEngine, database: Database, metrics: Metrics) -> _Shared:
-    tasks = TaskRegistry(bank, engine)
-    tasks.after_load = metrics.record_task_load
+def _shared(
+    settings: Settings, bank: Bank, engine: VllmEngine, database: Database, metrics: Metrics
+) -> _Shared:
+    tasks = TaskRegistry(bank, engine, settings.task_bytes)
+    tasks.residency.after_load = metrics.record_task_load
+    tasks.residency.after_eviction = metrics.record_task_eviction
     store, records = ExperimentStore(database), RecordStore(database)
     return _Shared(
         tasks,
@@ -189,11 +192,12 @@ def _shared(bank: Bank, engine: VllmEngine, database: Database, metrics: Metrics
     )
 
 
-async def _load_all(bank: Bank, tasks: TaskRegistry) -> None:
+async def _offer_all(bank: Bank, tasks: TaskRegistry) -> None:
     for name in bank.entries:
         started_s = time.monotonic()
-        await tasks.load(name)
-        logger.info("loaded task %s in %.2f s", name, time.monotonic() - started_s)
+        offered = await tasks.offer(name)
+        took_s = time.monotonic() - started_s
+        logger.info("task %s is %s after %.2f s", name, offered.state.value, took_s)
 
 
 def _admission(settings: Settings, engine: VllmEngine, kept: Kept, metrics: Metrics) -> Admission:

@@ -15,6 +15,7 @@ TASK_STATES: Mapping[int, str] = {
     bank_pb2.TASK_STATE_LOADING: "loading",
     bank_pb2.TASK_STATE_RESIDENT: "resident",
     bank_pb2.TASK_STATE_UNLOADING: "unloading",
+    bank_pb2.TASK_STATE_OFFLOADED: "offloaded",
 }
 
 

@@ -96,8 +96,9 @@ class Chunk(Provenance):
 class Task:
     """One task of the bank.
 
-    `state` is `on disk`, `loading`, `resident` or `unloading`; `num_bytes` is the size of its
-    encoded deltas; `num_references` counts the requests in flight that use it.
+    `state` is `on disk`, `loading`, `resident`, `unloading`, or `offloaded`: served, and loaded
+    when a request names it. `num_bytes` is the size of its encoded deltas; `num_references` counts
+    the requests in flight that use it.
     """
 
     name: str

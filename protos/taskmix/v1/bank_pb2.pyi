@@ -36,6 +36,8 @@ class _TaskStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TaskState.V
     """Servable."""
     TASK_STATE_UNLOADING: _TaskState.ValueType  # 4
     """No new request may use it; requests in flight still do."""
+    TASK_STATE_OFFLOADED: _TaskState.ValueType  # 5
+    """Servable, and loaded when a request names it: others had to make room."""
 
 class TaskState(_TaskState, metaclass=_TaskStateEnumTypeWrapper):
     """Where a task is."""
@@ -50,6 +52,8 @@ TASK_STATE_RESIDENT: TaskState.ValueType  # 3
 """Servable."""
 TASK_STATE_UNLOADING: TaskState.ValueType  # 4
 """No new request may use it; requests in flight still do."""
+TASK_STATE_OFFLOADED: TaskState.ValueType  # 5
+"""Servable, and loaded when a request names it: others had to make room."""
 Global___TaskState: _TypeAlias = TaskState  # noqa: Y015
 
 @_typing.final

@@ -54,6 +54,12 @@ DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
     show_default=True,
     help="What multiplies coded deltas: the compiled kernel, or PyTorch.",
 )
+@click.option(
+    "--task-memory",
+    type=click.IntRange(1),
+    help="Bytes that tasks may take in the engine. Those used least recently make room and are "
+    "loaded again when a request names them; without this, every task stays.",
+)
 @click.option("--served-model-name", help="The base's name in `model`; its directory's if absent.")
 @click.option("--max-num-seqs", type=click.IntRange(1), default=64, show_default=True)
 @click.option(
@@ -100,6 +106,7 @@ def serve(
     http_port: int,
     kv_cache_memory: int | None,
     delta_cache_memory: int,
+    task_memory: int | None,
     kernel: str,
     log_format: str,
     otlp_endpoint: str | None,
@@ -143,6 +150,7 @@ def serve(
             http_port,
             max_queued=max_queued,
             engine_timeout_s=engine_timeout,
+            task_bytes=task_memory,
             telemetry=telemetry,
             access=access,
         )

@@ -19,7 +19,6 @@ from taskmix_server.rest.access import AccessMiddleware, call_name, caller
 from taskmix_server.rest.generation import GenerationRoute
 from taskmix_server.rest.openai_app import frozen_heap
 from taskmix_server.rest.status import json_error
-from taskmix_server.runtime.tasks import TaskState
 from taskmix_server.services.services import Services
 from taskmix_server.tenancy.rules import check_covered
 
@@ -41,7 +40,7 @@ def build_app(
         principal = caller(request.scope)
         listed = bank.list_tasks(principal)
         mixes = [described.record.name for described in await bank.list_mixes(principal)]
-        tasks = [status.name for status in listed if status.state is TaskState.RESIDENT]
+        tasks = [status.name for status in listed if status.is_served]
         names = dict.fromkeys([base_name, *mixes, *tasks])
         return JSONResponse(
             {"object": "list", "data": [_model_card(name, base_name, started_s) for name in names]}

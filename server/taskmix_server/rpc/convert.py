@@ -31,7 +31,7 @@ from taskmix_server.domain.limits import (
     check_count,
 )
 from taskmix_server.errors import InvalidRequestError
-from taskmix_server.runtime.tasks import TaskState, TaskStatus
+from taskmix_server.runtime.statuses import TaskState, TaskStatus
 from taskmix_server.services.bank import DescribedMix
 
 _REASONS = {
@@ -45,6 +45,7 @@ _STATES = {
     TaskState.LOADING: bank_pb2.TASK_STATE_LOADING,
     TaskState.RESIDENT: bank_pb2.TASK_STATE_RESIDENT,
     TaskState.UNLOADING: bank_pb2.TASK_STATE_UNLOADING,
+    TaskState.OFFLOADED: bank_pb2.TASK_STATE_OFFLOADED,
 }
 
 

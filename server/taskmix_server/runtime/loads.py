@@ -1,7 +1,8 @@
 """Which tenant loaded which task, and what those take in the engine."""
 
 from taskmix_server.errors import ResourceExhaustedError
-from taskmix_server.runtime.tasks import TaskRegistry, TaskStatus
+from taskmix_server.runtime.statuses import TaskStatus
+from taskmix_server.runtime.tasks import TaskRegistry
 from taskmix_server.tenancy.tenant import Tenant
 
 RETRY_S = 5.0

@@ -32,25 +32,22 @@ class VariantCache:
         self._max_variants = max_variants
         self._ready: OrderedDict[str, _Ready] = OrderedDict()  # by digest
         self._changes = Changes()
-        tasks.before_retire = self._forget_users_of
+        tasks.residency.before_unload = self._forget_users_of
 
     @asynccontextmanager
     async def lease(self, mix: Mix, allows: Allows = everything) -> AsyncIterator[Variant]:
-        """A variant that stays servable inside the block.
+        """A variant that stays servable inside the block; its offloaded tasks are loaded first.
 
-        Raises NotFoundError if a task is not loaded or not allowed, InvalidMixError if the bank
-        cannot serve the mix.
+        Raises NotFoundError if a task is not served or not allowed, InvalidMixError if the bank
+        cannot serve the mix, FailedPreconditionError if its tasks have no room.
         """
         variant = self.resolve(mix, allows)
-        self._tasks.hold(variant.entries.values())
-        try:
+        async with self._tasks.use(variant.entries):
             ready = await self._prepare(variant)
             try:
                 yield ready.variant
             finally:
                 ready.num_users -= 1
-        finally:
-            self._tasks.release(variant.entries.values())
 
     def resolve(self, mix: Mix, allows: Allows = everything) -> Variant:
         """Bind a mix to the content that its tasks and planes mean now."""
@@ -65,7 +62,7 @@ class VariantCache:
             digest=mix.digest(digests, planes),
             entries=digests,
             bank_revision=bank.revision,
-            changes_head=any(map(self._tasks.changes_head, digests.values())),
+            changes_head=any(map(self._tasks.changes_head, mix.tasks)),
             planes=planes,
         )
 

@@ -16,7 +16,8 @@ from taskmix_server.runtime.changes import Changes
 from taskmix_server.runtime.loads import TaskLoads
 from taskmix_server.runtime.mixes import NamedMixRecord, NamedMixStore
 from taskmix_server.runtime.recipes import RecipeExpander
-from taskmix_server.runtime.tasks import Allows, TaskRegistry, TaskState, TaskStatus
+from taskmix_server.runtime.statuses import TaskStatus
+from taskmix_server.runtime.tasks import Allows, TaskRegistry
 from taskmix_server.runtime.variants import VariantCache
 from taskmix_server.tenancy.audit import AuditLog, Change, State
 from taskmix_server.tenancy.principal import Principal
@@ -107,7 +108,7 @@ class BankService:
         What it takes is known when it is there; the bank's own figure is close, and spares a load.
         """
         before = self.tasks.status(name)
-        is_new = before.state is not TaskState.RESIDENT
+        is_new = not before.is_served
         if is_new and allows(name):
             self.loads.check(tenant, before)
         status = await self.tasks.load(name, allows)

@@ -127,6 +127,11 @@ COUNTERS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
         "Loads of a task into the engine by outcome (ok or failed).",
         ("task", "outcome"),
     ),
+    "task_evictions": (
+        "taskmix_task_evictions",
+        "Tasks that left the engine to make room for others.",
+        (),
+    ),
 }
 """Name, description and labels. Prometheus adds `_total` to the name."""
 
@@ -209,6 +214,10 @@ class Metrics:
         """Called after each try to load a task's content."""
         self._counters["task_loads"].labels(self._tasks.bounded(task), outcome).inc()
         self._histograms["task_load"].observe(seconds)
+
+    def record_task_eviction(self) -> None:
+        """A task left the engine to make room."""
+        self._counters["task_evictions"].inc()
 
     def record_engine_restart(self, outcome: str) -> None:
         """Called after each try to start an engine that has died."""

@@ -32,7 +32,7 @@ from taskmix_server.domain.limits import (
 )
 from taskmix_server.errors import InvalidRequestError
 from taskmix_server.rpc import convert
-from taskmix_server.runtime.tasks import TaskState, TaskStatus
+from taskmix_server.runtime.statuses import TaskState, TaskStatus
 
 COMPLETION = Completion(1, "text", (5, 6), (-0.5, -1.5), FinishReason.STOP)
 IDENTITY = Identity("id", "digest", "{}", "revision", "arm")

@@ -19,7 +19,7 @@ from taskmix_server.rest.app import build_app
 from taskmix_server.rest.limits import ask_of, limited
 from taskmix_server.rest.observed import ObservedClient
 from taskmix_server.runtime.admission.admission import Ask
-from taskmix_server.runtime.tasks import TaskState
+from taskmix_server.runtime.statuses import TaskState
 from taskmix_server.telemetry.requests import RequestRecord
 from taskmix_server.tenancy.authenticator import MAX_CONCURRENT_CHECKS, Authenticator
 from taskmix_server.tenancy.principal import Principal

@@ -10,8 +10,8 @@ from taskmix_composer.errors import CheckpointError
 from taskmix_composer.mix import Mix
 from taskmix_server.errors import FailedPreconditionError, NotFoundError, UnavailableError
 from taskmix_server.runtime.state import ServerState
+from taskmix_server.runtime.statuses import TaskState
 from taskmix_server.runtime.supervisor import EngineSupervisor
-from taskmix_server.runtime.tasks import TaskState
 from taskmix_server.telemetry.outcomes import FAILED, OK
 from tests.unit.server.conftest import Parts
 

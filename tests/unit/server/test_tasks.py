@@ -12,7 +12,7 @@ from taskmix_composer.errors import BaseMismatchError, UnknownTaskError
 from taskmix_composer.forms import Forms
 from taskmix_composer.mix import Mix
 from taskmix_server.errors import FailedPreconditionError, NotFoundError
-from taskmix_server.runtime.tasks import TaskState
+from taskmix_server.runtime.statuses import TaskState
 from tests.unit.composer.models import make_weights, save_model, tuned
 from tests.unit.server.conftest import Parts
 
