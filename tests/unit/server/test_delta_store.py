@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from torch import Tensor, nn
@@ -365,3 +366,16 @@ def test_a_vector_that_is_held_is_not_read_again(world: World) -> None:
     store = world.loaded("one")
     loaded = store.loader.load(world.bank, "two", store.held())
     assert loaded.shared is store.held().shared[world.bank.entry("two").shared]
+
+
+def test_a_load_leaves_no_pages_of_the_bank_in_memory(world: World) -> None:
+    def read_bytes() -> int:
+        maps, shards = psutil.Process().memory_maps(grouped=False), str(world.bank.path)
+        return sum(int(each.rss) for each in maps if shards in each.path)
+
+    before = read_bytes()
+    world.bank.read("int4", QUERY)
+    assert read_bytes() > before
+    store = world.loaded(*TASKS)
+    assert read_bytes() == 0
+    assert store.holds_task(world.digest("int4"))
