@@ -30,18 +30,20 @@ Measurement = Rate | Latency | TaskStage | MixStage
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What is measured, where servers keep their logs and state, and how much of it."""
+    """What is measured, where servers keep their logs and state, how much of it, on which cores."""
 
     models: Models
     folder: Path
     effort: Effort
+    cores: tuple[str, ...] = tuple(CORES)
 
     def all(self) -> Iterator[Measurement]:
         """Every measurement of a run; one server computes at a time."""
-        for cores in CORES:
+        for cores in self.cores:
             yield from self.contest(cores)
             yield from rivals.swaps(self.models, self.folder, cores, self.effort)
-        yield from self.many_tasks(STUDIED)
+        if STUDIED in self.cores:
+            yield from self.many_tasks(STUDIED)
 
     def contest(self, cores: str) -> Iterator[Measurement]:
         """All servers but the swapped one up at once, for rounds in turns."""
@@ -84,14 +86,21 @@ class Bench:
     "--cache", type=click.Path(path_type=Path), default=lambda: default_cache() / "models"
 )
 @click.option("--quick", is_flag=True, help="Few short rounds, to try the scripts: not recorded.")
-def main(cache: Path, quick: bool) -> None:
+@click.option(
+    "--cores",
+    type=click.Choice(tuple(CORES)),
+    multiple=True,
+    default=tuple(CORES),
+    help="Settings of cores to measure under; both unless given.",
+)
+def main(cache: Path, quick: bool, cores: tuple[str, ...]) -> None:
     """Measure, append to results/serving.jsonl, print, and write docs/performance.md."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave no server behind
     provenance()  # before the first line changes a file
     effort = QUICK if quick else FULL
     lines = []
     with tempfile.TemporaryDirectory() as folder:
-        for measurement in Bench(prepare(cache), Path(folder), effort).all():
+        for measurement in Bench(prepare(cache), Path(folder), effort, cores).all():
             lines.append(_line(measurement, effort))
             click.echo(measurement, err=True)
             if not quick:

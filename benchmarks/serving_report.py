@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -70,6 +71,12 @@ class Rates:
             if line["kind"] == "Rate"
         }
 
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """The settings of cores that were measured, as in `CORES`."""
+        measured = {cores for _, _, cores in self._lines}
+        return {cores: text for cores, text in CORES.items() if cores in measured}
+
     def find(self, measured: Measured, cores: str) -> Line | None:
         """One server's line, or None if it was not measured."""
         return self._lines.get((*measured, cores))
@@ -103,12 +110,12 @@ def tables(lines: Sequence[Line]) -> str:
 
 def _throughput(rates: Rates) -> str:
     heads = ["served"]
-    for text in CORES.values():
+    for text in rates.settings.values():
         heads += [f"tokens/s, {text}", "of stock", "start, s"]
     rows = []
     for measured, text in ROWS.items():
         row = [text]
-        for cores in CORES:
+        for cores in rates.settings:
             row += _rate_cells(rates, measured, cores)
         rows.append(row)
     return _table(heads, rows)
@@ -124,9 +131,10 @@ def _rate_cells(rates: Rates, measured: Measured, cores: str) -> list[str]:
 def _targets(rates: Rates) -> str:
     rows = []
     for target in TARGETS:
-        ratios = [rates.ratio(target.measured, target.against, cores) for cores in CORES]
+        against = partial(rates.ratio, target.measured, target.against)
+        ratios = map(against, rates.settings)
         rows.append([target.text, f"≥ {target.least:g}", *(_verdict(r, target) for r in ratios)])
-    return _table(["tokens/s", "target", *CORES.values()], rows)
+    return _table(["tokens/s", "target", *rates.settings.values()], rows)
 
 
 def _verdict(ratio: float | None, target: Target) -> str:

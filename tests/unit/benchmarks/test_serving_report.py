@@ -135,3 +135,9 @@ def test_servers_that_took_turns_are_compared_turn_by_turn():
         in_turns("taskmix", "idle", [720.0, 360.0]),
     ]
     assert Rates(slowed).ratio(("taskmix", "idle"), STOCK, "all") == pytest.approx(0.9)
+
+
+def test_only_the_settings_of_cores_that_were_measured_have_columns():
+    lines = [line for line in LINES if line["cores"] == "all"]
+    assert row(tables(lines), "served") == ["served", "tokens/s, all cores", "of stock", "start, s"]
+    assert row(tables(lines), "tokens/s") == ["tokens/s", "target", "all cores"]
