@@ -227,7 +227,8 @@ def test_pieces_say_only_what_they_know() -> None:
 
 @pytest.mark.parametrize("state", TaskState)
 def test_tasks(state: TaskState) -> None:
-    info = convert.to_task_info(TaskStatus("law", "int4", 9, 100, "d", state, 2))
+    status = TaskStatus("law", "int4", 9, 100, "d", state, 2, is_served=True)
+    info = convert.to_task_info(status)
     assert (info.name, info.scheme, info.bytes, info.digest) == ("law", "int4", 9, "d")
     assert bank_pb2.TaskState.Name(info.state) == f"TASK_STATE_{state.name}"
     assert info.references == 2

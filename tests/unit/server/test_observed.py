@@ -285,7 +285,7 @@ def test_labels(target: Target, mix: str, label: str) -> None:
 
 async def test_loads_are_told(parts: Parts) -> None:
     told: list[tuple[str, str, bool]] = []
-    parts.tasks.after_load = lambda task, outcome, seconds: told.append(
+    parts.tasks.residency.after_load = lambda task, outcome, seconds: told.append(
         (task, outcome, seconds >= 0.0)
     )
     await parts.tasks.load("late")
