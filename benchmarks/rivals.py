@@ -3,17 +3,16 @@
 import asyncio
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.models import LORA_RANK, LORAS, Models
-from benchmarks.record import spread
-from benchmarks.rounds import Effort, Rate, answer, opened
+from benchmarks.rounds import answer, opened
 from benchmarks.servers import DEVELOPMENT, Running, swap, vllm
-from benchmarks.workloads import BASE, MIXES, NUM_ROWS, SIXTEEN_MIXES, groups, prompts
+from benchmarks.workloads import BASE, MIXES, SIXTEEN_MIXES, Workload, groups, prompts
 
-ADAPTER_ROWS = tuple(LORAS[row % len(LORAS)] for row in range(NUM_ROWS))
+ADAPTERS = Workload("adapters", LORAS)
 """The rows of a batch spread over the adapters."""
 EAGER = "--enforce-eager"
 LORA_FLAGS = ("--enable-lora", "--max-lora-rank", str(LORA_RANK), "--max-loras", str(len(LORAS)))
@@ -38,43 +37,28 @@ def compiled(models: Models, folder: Path, cores: str) -> Iterator[Running | Non
 
 @contextmanager
 def adapters(models: Models, folder: Path, cores: str) -> Iterator[Running]:
-    """vLLM's own multi-LoRA, for `ADAPTER_ROWS`."""
+    """vLLM's own multi-LoRA, for `ADAPTERS`."""
     modules = [f"{name}={path}" for name, path in zip(LORAS, models.loras, strict=True)]
     with vllm(models.base, folder, cores, EAGER, *LORA_FLAGS, "--lora-modules", *modules) as server:
         yield server
 
 
-def swaps(models: Models, folder: Path, cores: str, effort: Effort) -> Iterator[Rate]:
+@contextmanager
+def swapped(models: Models, folder: Path, cores: str) -> Iterator[Running]:
     """One vLLM whose weights are exchanged for each mix's, merged beforehand, in turn."""
-    checkpoints = dict(zip(MIXES, models.merged, strict=True))
     with vllm(models.base, folder, cores, EAGER, environment=DEVELOPMENT) as server:
-        for checkpoint in checkpoints.values():
-            swap(server, checkpoint)  # not counted: now every file is in memory
-        found, swaps_s = asyncio.run(_swap_rounds(server, checkpoints, effort))
-        yield Rate(
-            server="swaps",
-            cores=cores,
-            workload=SIXTEEN_MIXES.name,
-            tokens_per_s=spread(found),
-            start_s=server.start_s,
-            swap_s=spread(swaps_s),
-        )
+        for checkpoint in models.merged:
+            swap(server, checkpoint)  # from now on every file is in memory
+        yield server
 
 
-async def _swap_rounds(
-    server: Running, checkpoints: Mapping[str, Path], effort: Effort
-) -> tuple[list[float], list[float]]:
-    """Tokens per second of each round, the swaps' time in it, and the seconds of each swap."""
-    found: list[float] = []
-    swaps_s: list[float] = []
+async def swap_round(server: Running, models: Models, seed: int, answer_tokens: int) -> float:
+    """Tokens per second of all mixes' requests, the swaps' time in it."""
+    checkpoints, asked = dict(zip(MIXES, models.merged, strict=True)), prompts(seed)
+    started_s = time.monotonic()
     async with opened(server) as client:
-        for seed in range(1, effort.num_swap_rounds + 1):
-            asked = prompts(seed)
-            started_s = time.monotonic()
-            for mix, rows in groups(SIXTEEN_MIXES.rows).items():
-                swaps_s.append(await asyncio.to_thread(swap, server, checkpoints[mix]))
-                group = (answer(client, BASE, asked[row], effort.answer_tokens) for row in rows)
-                await asyncio.gather(*group)
-            elapsed_s = time.monotonic() - started_s
-            found.append(len(asked) * effort.answer_tokens / elapsed_s)
-    return found, swaps_s
+        for mix, rows in groups(SIXTEEN_MIXES.rows).items():
+            await asyncio.to_thread(swap, server, checkpoints[mix])
+            group = (answer(client, BASE, asked[row], answer_tokens) for row in rows)
+            await asyncio.gather(*group)
+    return len(asked) * answer_tokens / (time.monotonic() - started_s)

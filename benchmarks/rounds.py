@@ -2,14 +2,16 @@
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Self
 
 from openai import AsyncOpenAI
 
 from benchmarks.record import spread
 from benchmarks.servers import Running
-from benchmarks.workloads import prompts
+from benchmarks.workloads import Workload, prompts
 
 SETTLE_S = 2.0
 """Before a round: after its last message, stock vLLM keeps a core busy for a second."""
@@ -21,7 +23,6 @@ class Effort:
 
     num_rounds: int
     num_growth_rounds: int
-    num_swap_rounds: int
     answer_tokens: int
     num_streams: int
     num_mixes: tuple[int, ...]
@@ -30,7 +31,6 @@ class Effort:
 FULL = Effort(
     num_rounds=6,
     num_growth_rounds=2,
-    num_swap_rounds=2,
     answer_tokens=64,
     num_streams=128,
     num_mixes=(16, 100, 1_000, 10_000),
@@ -38,7 +38,6 @@ FULL = Effort(
 QUICK = Effort(
     num_rounds=2,
     num_growth_rounds=2,
-    num_swap_rounds=2,
     answer_tokens=4,
     num_streams=16,
     num_mixes=(16, 100),
@@ -50,8 +49,7 @@ class Rate:
     """Generated tokens per second of one server under one workload.
 
     `cores` is a name in `servers.CORES`; `start_s` is how long the server took to start; `turns`
-    has the rate of each round where contenders took turns; `swap_s` is the time of a swap where
-    weights are swapped.
+    has the rate of each round, of contenders that took turns.
     """
 
     server: str
@@ -60,7 +58,10 @@ class Rate:
     tokens_per_s: Mapping[str, float]
     start_s: float
     turns: Sequence[float] = ()
-    swap_s: Mapping[str, float] = field(default_factory=dict)
+
+
+Round = Callable[[int, int], Awaitable[float]]
+"""Told a seed and the tokens of an answer, runs one round; the tokens per second of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,12 @@ class Contender:
     name: str
     server: Running
     workload: str
-    rows: tuple[str, ...]
+    round: Round
+
+    @classmethod
+    def at_once(cls, name: str, server: Running, workload: Workload) -> Self:
+        """All rows of the workload are asked together."""
+        return cls(name, server, workload.name, partial(_once, server, workload.rows))
 
 
 class ShortAnswerError(Exception):
@@ -86,8 +92,7 @@ async def in_turns(contenders: Sequence[Contender], cores: str, effort: Effort) 
     for seed in range(effort.num_rounds + 1):
         for contender, rounds in zip(contenders, found, strict=True):
             await asyncio.sleep(SETTLE_S)
-            async with opened(contender.server) as client:
-                rounds.append(await _round(client, contender.rows, seed, effort.answer_tokens))
+            rounds.append(await contender.round(seed, effort.answer_tokens))
     return [
         Rate(
             server=contender.name,
@@ -99,6 +104,11 @@ async def in_turns(contenders: Sequence[Contender], cores: str, effort: Effort) 
         )
         for contender, rounds in zip(contenders, found, strict=True)
     ]
+
+
+async def _once(server: Running, rows: Sequence[str], seed: int, answer_tokens: int) -> float:
+    async with opened(server) as client:
+        return await _round(client, rows, seed, answer_tokens)
 
 
 async def rates(

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import click
@@ -41,31 +42,33 @@ class Bench:
         """Every measurement of a run; one server computes at a time."""
         for cores in self.cores:
             yield from self.contest(cores)
-            yield from rivals.swaps(self.models, self.folder, cores, self.effort)
         if STUDIED in self.cores:
             yield from self.many_tasks(STUDIED)
 
     def contest(self, cores: str) -> Iterator[Measurement]:
-        """All servers but the swapped one up at once, for rounds in turns."""
+        """All servers up at once, for rounds in turns."""
         models, where = self.models, (self.folder, cores)
         with ExitStack() as up:
             stock = up.enter_context(rivals.stock(models, *where))
             adapters = up.enter_context(rivals.adapters(models, *where))
+            swapped = up.enter_context(rivals.swapped(models, *where))
+            swap_round = partial(rivals.swap_round, swapped, models)
             mixes = up.enter_context(taskmix(models.base, models.bank, *where))
             small = up.enter_context(taskmix(models.base, models.small_bank, *where))
             contenders = [
-                Contender("stock", stock, IDLE.name, IDLE.rows),
-                Contender("adapters", adapters, "adapters", rivals.ADAPTER_ROWS),
-                *(Contender("taskmix", mixes, each.name, each.rows) for each in WORKLOADS),
+                Contender.at_once("stock", stock, IDLE),
+                Contender.at_once("adapters", adapters, rivals.ADAPTERS),
+                Contender("swaps", swapped, SIXTEEN_MIXES.name, swap_round),
+                *(Contender.at_once("taskmix", mixes, each) for each in WORKLOADS),
                 *(
-                    Contender(SMALL_SCHEME, small, each.name, each.rows)
+                    Contender.at_once(SMALL_SCHEME, small, each)
                     for each in (SIXTEEN_MIXES, HALF_SINGLE)
                 ),
             ]
             if cores == STUDIED:
                 compiled = up.enter_context(rivals.compiled(models, *where))
                 if compiled is not None:
-                    contenders.append(Contender("compiled", compiled, IDLE.name, IDLE.rows))
+                    contenders.append(Contender.at_once("compiled", compiled, IDLE))
             yield from asyncio.run(in_turns(contenders, cores, self.effort))
             if cores == STUDIED:
                 yield asyncio.run(latency(stock, "stock", cores, IDLE.rows, self.effort))
