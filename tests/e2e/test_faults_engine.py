@@ -68,7 +68,8 @@ def is_ready(http: httpx.Client) -> bool:
 
 def is_serving(served: Served) -> bool:
     with grpc.insecure_channel(served.grpc) as channel:
-        health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        health = stub.Check(health_pb2.HealthCheckRequest())
     return bool(health.status == health_pb2.HealthCheckResponse.SERVING)
 
 

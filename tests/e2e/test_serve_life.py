@@ -44,7 +44,8 @@ def assert_draining(served: Served, client: Client) -> None:
     with pytest.raises(UnavailableError, match="shutting down"):
         client.generate(PROMPT)
     with grpc.insecure_channel(served.grpc) as channel:
-        health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        health = stub.Check(health_pb2.HealthCheckRequest())
     assert health.status == health_pb2.HealthCheckResponse.NOT_SERVING
 
 

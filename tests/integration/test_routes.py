@@ -1,5 +1,7 @@
 """What is open: two generation routes, models, metrics and health, and nothing else of vLLM's."""
 
+from typing import Any
+
 import grpc
 import httpx
 import pytest
@@ -51,7 +53,7 @@ def test_health(http: httpx.Client) -> None:
 
 def test_grpc_health(served: Served) -> None:
     with grpc.insecure_channel(served.grpc) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
+        stub: Any = health_pb2_grpc.HealthStub(channel)
         for service in ("", *SERVICES):
             answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=30)
             assert answer.status == health_pb2.HealthCheckResponse.SERVING

@@ -156,7 +156,7 @@ def test_without_a_key(guarded: Guarded, key: str) -> None:
         assert http.get("/readyz").text == "ready\n"
     credentials = grpc.ssl_channel_credentials(guarded.authority.ca.read_bytes())
     with grpc.secure_channel(guarded.served.grpc, credentials) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
+        stub: Any = health_pb2_grpc.HealthStub(channel)
         answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=30)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import vllm
 
 from taskmix_composer.build import build_bank
 from taskmix_composer.config import Scheme
@@ -60,7 +61,7 @@ def test_configurations_that_deltas_cannot_be_added_to_are_refused(
 
 def test_an_untried_vllm_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     compat.check()
-    monkeypatch.setattr(compat.vllm, "__version__", "0.33.0")
+    monkeypatch.setattr(vllm, "__version__", "0.33.0")
     with pytest.raises(EngineIncompatibleError, match=r"0\.33\.0"):
         compat.check()
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from taskmix_composer.archive import Archive, Decoded
 from taskmix_composer.bank import Bank
+from taskmix_composer.bank.records import EntryRecord
 from taskmix_composer.build import add_task, build_bank, recode_bank
 from taskmix_composer.checkpoint import Checkpoint
 from taskmix_composer.errors import (
@@ -66,7 +67,7 @@ def assert_restored(bank: Bank, base: Path, task: str, model: dict[str, Tensor])
         assert bits(archive.tuned(Checkpoint.open(base), name)) == bits(tensor)
 
 
-def remake(entry: object) -> dict[str, object]:
+def remake(entry: EntryRecord) -> dict[str, object]:
     """What of an entry must not depend on how it came about."""
     archive = None if entry.archive is None else entry.archive.digest
     return {

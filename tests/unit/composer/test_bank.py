@@ -7,6 +7,7 @@ import torch
 
 from taskmix_composer.bank import Bank, reader
 from taskmix_composer.bank.directory import new_directory, write_locked
+from taskmix_composer.bank.opening import read_manifest
 from taskmix_composer.bank.records import canonical, sha256
 from taskmix_composer.build import add_task, build_bank, remove_task
 from taskmix_composer.checkpoint import Checkpoint
@@ -120,9 +121,9 @@ def test_an_open_bank_outlives_changes_of_the_directory(bank: Path, base: Path, 
 def test_a_bank_replaced_while_it_is_opened_is_read_again(
     bank: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stale = reader.read_manifest(bank)
+    stale = read_manifest(bank)
     remove_task(bank, "math")
-    manifests = iter([stale, reader.read_manifest(bank)])
+    manifests = iter([stale, read_manifest(bank)])
     monkeypatch.setattr(reader, "read_manifest", lambda path: next(manifests))
     assert list(Bank.open(bank).entries) == ["code"]
 

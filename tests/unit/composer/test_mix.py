@@ -1,5 +1,6 @@
 import json
 import math
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -36,7 +37,7 @@ def effect(mix: Mix, tensor: str) -> dict[tuple[str, tuple[str, ...]], float]:
 
 
 @given(st.lists(terms, max_size=6), st.randoms(use_true_random=False))
-def test_order_does_not_matter(drawn: list[Term], random: object) -> None:
+def test_order_does_not_matter(drawn: list[Term], random: Random) -> None:
     shuffled = list(drawn)
     random.shuffle(shuffled)
     assert Mix(tuple(shuffled)) == Mix(tuple(drawn))

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from taskmix_composer.bank import EncodedDelta
 from taskmix_composer.config import INTEGER_BITS, Scheme
 from taskmix_composer.layout import rows_per_block
 from taskmix_composer.quant import SCHEMES, decode, decode_rows, encode, lowrank
@@ -14,7 +15,7 @@ HALF_STEP = 0.5 * (1 + 1e-4)
 SMALLEST = 2.0**-149
 
 
-def step_sizes(encoded: object, columns: int) -> Tensor:
+def step_sizes(encoded: EncodedDelta, columns: int) -> Tensor:
     """The stored scale of every weight, float64."""
     group = encoded.params["group"] or columns
     scales = encoded.parts["scales"].double() * encoded.params["factor"]

@@ -5,6 +5,7 @@ import os
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
@@ -42,10 +43,9 @@ async def http_port(first: Authority) -> AsyncIterator[int]:
     config = uvicorn.Config(answered, log_config=None, lifespan="off", ssl_context_factory=factory)
     config.load()
     assert config.ssl is not None
+    make: Any = config.http_protocol_class
     server = await asyncio.get_running_loop().create_server(
-        lambda: config.http_protocol_class(
-            config=config, server_state=uvicorn.server.ServerState(), app_state={}
-        ),  # type: ignore[operator]
+        lambda: make(config=config, server_state=uvicorn.server.ServerState(), app_state={}),
         "127.0.0.1",
         0,
         ssl=config.ssl,

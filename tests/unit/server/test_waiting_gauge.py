@@ -5,10 +5,10 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from taskmix_server.runtime.admission.admission import Admission
+from taskmix_server.runtime.admission.admission import Admission, Ask
 from taskmix_server.telemetry.metrics import Metrics
 from taskmix_server.wiring import _measure
-from tests.unit.server.test_admission import Ask, principal
+from tests.unit.server.test_admission import principal
 
 
 def test_a_caller_that_gives_up_in_the_line_is_not_counted_any_more() -> None:
