@@ -100,6 +100,20 @@ def implementation(name: str) -> Implementation:
     return IMPLEMENTATIONS[name]()
 
 
+def check_device(name: str, device: torch.device) -> None:
+    """Raise KernelUnavailableError unless an implementation runs on a device."""
+    implementation(name)
+    if name != "triton" or device.type == "cuda":
+        return
+    from taskmix_composer.kernels.triton.tuning import is_interpreted
+
+    if not is_interpreted():
+        raise KernelUnavailableError(
+            "these kernels need a CUDA device; on CPU they can be tried, slowly, with "
+            "TRITON_INTERPRET=1 in the environment"
+        )
+
+
 def _reference() -> Implementation:
     return Implementation(
         looped.add_products,

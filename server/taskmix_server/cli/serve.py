@@ -52,7 +52,13 @@ DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
     type=click.Choice(KERNELS),
     default="auto",
     show_default=True,
-    help="What multiplies coded deltas: the compiled kernel, or PyTorch.",
+    help="What multiplies coded deltas: the compiled kernel, PyTorch, or Triton's kernels (GPUs).",
+)
+@click.option(
+    "--device-slots",
+    type=click.IntRange(1),
+    help="Tasks that --kernel triton has room for, taken at the start; one more than the bank's "
+    "if absent.",
 )
 @click.option(
     "--task-memory",

@@ -45,7 +45,8 @@ class DeltaMemory:
     cache: of dense forms made of them and of merged weights, out of `cache_limit`; `cache_hits` and
     `cache_misses` count how often a dense form was there or was made for a step, `merges` how often
     a mix that had whole batches to itself was merged, and `steps_*` the steps in which a batch was
-    the base's alone, had merged weights, or had deltas added.
+    the base's alone, had merged weights, or had deltas added. slots: of the tables that Triton's
+    kernels read, used or not.
     """
 
     tasks: int = 0
@@ -59,6 +60,7 @@ class DeltaMemory:
     steps_base: int = 0
     steps_merged: int = 0
     steps_added: int = 0
+    slots: int = 0
 
 
 WaitTurn = Callable[[int], Awaitable[int]]

@@ -9,8 +9,11 @@ CONFIG_KEY = "taskmix"
 DELTA_CACHE_BYTES = 8 * 2**30
 """What dense forms of coded deltas may take where nothing else was chosen."""
 
-KERNELS = ("auto", "native", "torch")
-"""What multiplies coded deltas: the compiled kernel, or PyTorch on dense forms."""
+KERNELS = ("auto", "native", "torch", "triton")
+"""What multiplies coded deltas: the compiled kernel, PyTorch on dense forms, or Triton's kernels.
+
+`auto` is the compiled kernel on CPU and PyTorch on GPU, where Triton's have not been measured yet.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +25,8 @@ class EngineConfig:
     files that spare hashing the base and measuring the machine at every start.
     delta_cache_bytes: for dense forms of deltas that no kernel reads as they are coded, which are
     decoded at each use if they do not fit, and for the merged weights of mixes that fill batches.
-    kernel: one of `KERNELS`.
+    kernel: one of `KERNELS`. device_slots: how many tasks can be loaded at once under `triton`,
+    None for one more than the bank has; their room is taken at the start.
     """
 
     base: Path
@@ -39,6 +43,7 @@ class EngineConfig:
     digest_cache: Path | None = None
     cost_cache: Path | None = None
     kernel: str = "auto"
+    device_slots: int | None = None
     delta_cache_bytes: int = DELTA_CACHE_BYTES
 
     @property

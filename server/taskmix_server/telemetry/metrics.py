@@ -19,6 +19,7 @@ from taskmix_server.telemetry.requests import RequestRecord
 DELTA_MEMORY: Mapping[str, tuple[str, str]] = {
     "shared": ("taskmix_shared_bytes", "Bytes of vectors that tasks are coded over."),
     "planes": ("taskmix_plane_bytes", "Bytes of masks in the engine."),
+    "slots": ("taskmix_slot_bytes", "Bytes of the tables that Triton's kernels read."),
     "cache": ("taskmix_delta_cache_bytes", "Bytes of dense forms made of coded deltas."),
     "cache_limit": ("taskmix_delta_cache_limit_bytes", "The most that dense forms may take."),
     "cache_hits": ("taskmix_delta_cache_hits", "Dense forms that a step found in the cache."),

@@ -1,7 +1,6 @@
 """The kernels' tests in Triton's interpreter, which a process has to choose before importing it."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,17 +8,10 @@ import pytest
 import torch
 
 from benchmarks.gpu.__main__ import main
+from tests.support.interpreted import interpreted
 
-ROOT = Path(__file__).parents[3]
 TESTS = Path(__file__).parent / "triton"
 FILES = sorted(path.name for path in TESTS.glob("test_*.py"))
-
-
-def interpreted(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a module with the interpreter chosen."""
-    chosen = ["env", "TRITON_INTERPRET=1", "OMP_NUM_THREADS=1"]
-    run = [*chosen, sys.executable, "-m", *arguments]
-    return subprocess.run(run, capture_output=True, text=True, check=False, cwd=ROOT)
 
 
 @pytest.mark.timeout(300)

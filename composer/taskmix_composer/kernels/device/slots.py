@@ -82,6 +82,12 @@ class DeltaSlots:
         return len(self.is_loaded)
 
     @property
+    def num_bytes(self) -> int:
+        """Bytes of all slots, and of the shared vector."""
+        shared = 0 if self.shared is None else self.shared.num_bytes
+        return self.slot_bytes * self.num_slots + shared
+
+    @property
     def coding(self) -> str:
         """What a table of launch settings calls these slots."""
         if self.shared is not None:
@@ -135,13 +141,18 @@ class DeltaSlots:
         return values[: self.rows].repeat_interleave(width, dim=1)[:, : self.columns]
 
 
+def is_readable(bits: int, group: int) -> bool:
+    """Whether kernels read codes of this width in groups of this size."""
+    fits = group % planes.BLOCK == 0 or group in (planes.PLANE, 2 * planes.PLANE, 4 * planes.PLANE)
+    return bits in planes.WORD_DTYPES and fits
+
+
 def check_coding(bits: int, group: int) -> None:
     """Refuse what the kernels cannot read."""
     if bits not in planes.WORD_DTYPES:
         known = ", ".join(map(str, planes.WORD_DTYPES))
         raise InvalidSchemeError(f"codes of {bits} bits have no kernel; it reads {known} bits")
-    fits = group % planes.BLOCK == 0 or group in (planes.PLANE, 2 * planes.PLANE, 4 * planes.PLANE)
-    if not fits:
+    if not is_readable(bits, group):
         raise InvalidSchemeError(
             f"group {group} has no kernel; use 0, 32, 64, 128 or a multiple of {planes.BLOCK}"
         )

@@ -80,6 +80,8 @@ def _worker_settings(config: EngineConfig) -> dict[str, str | int]:
         "kernel": config.kernel,
     }
     files = {"digest_cache": config.digest_cache, "cost_cache": config.cost_cache}
+    if config.device_slots is not None:
+        settings["device_slots"] = config.device_slots
     return settings | {name: str(path) for name, path in files.items() if path is not None}
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from taskmix_composer.bank import EncodedDelta
+from taskmix_composer.kernels.device.slots import DeltaSlots
 from taskmix_composer.kernels.native.packing import PackedDelta, cut
 from taskmix_composer.quant import decode
 from taskmix_server.engine.vllm.cache import DeltaCache
@@ -17,6 +18,7 @@ from taskmix_server.engine.vllm.coded import (
     ResidentVector,
 )
 from taskmix_server.engine.vllm.sites import Part, Site, SiteKind
+from taskmix_server.engine.vllm.tables import SlotTables
 from taskmix_server.engine.vllm.weights import (
     Cuts,
     Factors,
@@ -37,12 +39,18 @@ class SiteDelta:
 
     packed, weights: of a linear, embedding or head, for the kernel and for torch; each comes with
         the segment or says in its segments where it lands.
+    tables: whose slot of the task has what is in neither.
     vectors: float32, a changed bias or norm weight each, with its segment.
     """
 
     packed: tuple[tuple[PackedDelta, Segment], ...]
     weights: tuple[Weight, ...]
     vectors: tuple[tuple[Segment, Tensor], ...] = ()
+    tables: tuple[DeltaSlots, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.packed or self.weights or self.vectors or self.tables)
 
     def tensors(self) -> Iterator[Tensor]:
         for weight in self.weights:
@@ -55,13 +63,15 @@ class SiteDelta:
 class MaskedTask:
     """A task under masks, often none: what a term of a mix adds for a coefficient of 1.
 
-    deltas: by site name. num_bytes: of what was made for it beside the coded task.
+    deltas: by site name. num_bytes: of what was made for it beside the coded task. slot: in the
+    tables of a device, None where nothing of it is there.
     """
 
     digest: str
     masks: Masks
     deltas: Mapping[str, SiteDelta]
     num_bytes: int
+    slot: int | None = None
 
     def cacheable(self) -> list[StackedWeight]:
         """Each weight that must be made dense, once: a tied head and its embedding share one."""
@@ -83,13 +93,17 @@ class TensorTable:
 
 @dataclass(frozen=True, slots=True)
 class DeltaArranger:
-    """Arranges coded tasks by the modules of one model, which computes in `dtype` on `device`."""
+    """Arranges coded tasks by the modules of one model, which computes in `dtype` on `device`.
+
+    tables: where tasks without masks go as far as kernels of the device read them.
+    """
 
     sites: tuple[Site, ...]
     table: TensorTable
     dtype: torch.dtype
     device: torch.device
     cache: DeltaCache
+    tables: SlotTables | None = None
 
     def check_covered(self, name: str, tensors: Iterable[str]) -> None:
         """Raise UnsupportedModelError if a task changes a tensor that no site can take."""
@@ -109,29 +123,43 @@ class DeltaArranger:
             )
 
     def arranged(
-        self, task: ResidentTask, masks: Masks, planes: Mapping[str, CodedTensors]
+        self,
+        task: ResidentTask,
+        masks: Masks,
+        planes: Mapping[str, CodedTensors],
+        slot: int | None = None,
     ) -> MaskedTask:
-        """A task under masks; `planes` has theirs by digest."""
-        masked = _masked(task.vector.coded, masks, planes)
+        """A task under masks; `planes` has theirs by digest. Its slot is taken for it."""
+        in_tables: Mapping[str, DeltaSlots] = {}
+        if self.tables is not None and slot is not None:
+            in_tables = self.tables.load(slot, task, self.sites)
+        coded = {
+            tensor: delta for tensor, delta in task.vector.coded.items() if tensor not in in_tables
+        }
+        masked = _masked(coded, masks, planes)
         packed = _cut_packed(task.vector.packed, masks, planes)
         by_parts: dict[tuple[Part, ...], SiteDelta] = {}
         deltas = {}
         for site in self.sites:
             if site.parts not in by_parts:  # a tied head has the embedding's
-                by_parts[site.parts] = self._site_delta(site.parts, masked, packed)
+                by_parts[site.parts] = self._site_delta(site.parts, masked, packed, in_tables)
             delta = by_parts[site.parts]
-            if delta.packed or delta.weights or delta.vectors:
+            if not delta.is_empty:
                 deltas[site.name] = delta
         num_bytes = _bytes_beside(task.vector, deltas.values())
-        return MaskedTask(task.digest, masks, deltas, num_bytes)
+        return MaskedTask(task.digest, masks, deltas, num_bytes, slot)
 
     def _site_delta(
         self,
         parts: tuple[Part, ...],
         masked: Mapping[str, MaskedDelta],
         packed: PackedTensors,
+        in_tables: Mapping[str, DeltaSlots],
     ) -> SiteDelta:
         placed = []
+        tables = dict.fromkeys(
+            in_tables[tensor] for tensor, _ in self._tensors_of(parts) if tensor in in_tables
+        )
         stack: list[tuple[MaskedDelta, Segment]] = []
         weights: list[Weight] = []
         vectors = []
@@ -149,7 +177,7 @@ class DeltaArranger:
         if stack:
             deltas, segments = zip(*stack, strict=True)
             weights.append(StackedWeight(deltas, segments, self.dtype, self.device, self.cache))
-        return SiteDelta(tuple(placed), tuple(weights), tuple(vectors))
+        return SiteDelta(tuple(placed), tuple(weights), tuple(vectors), tuple(tables))
 
     def _tensors_of(self, parts: tuple[Part, ...]) -> Iterator[tuple[str, Segment]]:
         for part in parts:

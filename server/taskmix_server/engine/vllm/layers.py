@@ -1,6 +1,7 @@
 """The compute seam: each module's own result plus the deltas of the rows that asked for them.
 
-Products are scaled and added to the base's result in float32, and the sum is rounded once. Rows
+Products are scaled and added to the base's result in float32, and the sum is rounded once (on a
+GPU, once more where some of a module's deltas are in tables of the device and others are not). Rows
 without a task keep vLLM's own result bit for bit. Where one mix has all rows of a batch, its
 merged weights may take the place of both.
 """
@@ -93,6 +94,8 @@ def wrap(site: Site, current: CurrentStep, merged: MergedWeights, *, is_native: 
 def add_outputs(out: Tensor, x: Tensor, plan: RowPlan, site: Site) -> Tensor:
     """out [rows, outputs] with what the plan's tasks add to it; `out` may be written into."""
     parts = plan.slots.parts(site)
+    if plan.routed is not None:
+        plan.routed.add_products(out, x, parts.tables)
     if not parts.has_others:
         if parts.packed is not None:
             add_products(out, x, parts.packed, plan.pairs)
@@ -108,6 +111,8 @@ def add_outputs(out: Tensor, x: Tensor, plan: RowPlan, site: Site) -> Tensor:
 def add_embedding(out: Tensor, token_ids: Tensor, plan: RowPlan, site: Site) -> Tensor:
     """out [rows, hidden] with what the plan's tasks add to it; `out` may be written into."""
     parts = plan.slots.parts(site)
+    if plan.routed is not None:
+        plan.routed.add_lookups(out, token_ids, parts.tables)
     if not parts.has_others:
         if parts.packed is not None:
             add_lookups(out, token_ids, parts.packed, plan.pairs)

@@ -60,7 +60,11 @@ class TaskLoader:
             shared = self.codes.shared(bank, entry.shared)
         task = self.codes.task(bank, name, shared)
         bank.let_go()
-        term = self.arranger.arranged(task, (), {})
+        slot = None
+        if self.arranger.tables is not None:
+            live = held.shared.keys() | bank.manifest.shared.keys()
+            slot = self.arranger.tables.take({term.slot for term in held.terms}, live)
+        term = self.arranger.arranged(task, (), {}, slot)
         dense = _dense_forms(term, held.room_bytes)
         return LoadedTask(task, shared, term, dense, self.slots((*held.terms, term)))
 

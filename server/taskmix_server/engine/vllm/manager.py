@@ -18,6 +18,7 @@ from taskmix_composer.bank import Bank
 from taskmix_composer.bank.latest import LatestBank
 from taskmix_composer.checkpoint import Checkpoint
 from taskmix_composer.identity import DigestCache
+from taskmix_composer.kernels.ops import select
 from taskmix_composer.mix import Mix, Term
 from taskmix_composer.recipe import expanded, parse_mix
 from taskmix_server.engine.vllm import compat
@@ -32,7 +33,7 @@ from taskmix_server.engine.vllm.loading import Held, LoadedTask, TaskLoader
 from taskmix_server.engine.vllm.merged import PATHS, MergedWeights, mergeable
 from taskmix_server.engine.vllm.sites import find_sites
 from taskmix_server.engine.vllm.slots import Slots
-from taskmix_server.engine.vllm.starting import cache_bytes, costs_of, has_kernel
+from taskmix_server.engine.vllm.starting import cache_bytes, costs_of, kernel_of, tables_of
 from taskmix_server.engine.vllm.steps import IDLE, NO_TASKS, Planner, ResidentVariant
 from taskmix_server.engine.vllm.store import DeltaStore, TermKey
 from taskmix_server.errors import FailedPreconditionError
@@ -62,7 +63,8 @@ class MixManager:
 
         `settings` is the `taskmix` part of vLLM's `additional_config`: `bank`, a directory, and
         optionally `digest_cache` and `cost_cache`, files that spare hashing the base and measuring
-        the machine again, `delta_cache_memory`, bytes for dense forms of deltas, and `kernel`.
+        the machine again, `delta_cache_memory`, bytes for dense forms of deltas, `kernel`, and
+        `device_slots`, a number of tasks.
         """
         check_config(vllm_config)
         bank = Bank.open(Path(settings["bank"]))
@@ -75,12 +77,14 @@ class MixManager:
         dtype = vllm_config.model_config.dtype
         costs = costs_of(sites, dtype, device, settings)
         merged = MergedWeights(mergeable(sites), base, dtype, cache, costs)
-        is_native = has_kernel(settings, device)
+        kernel = kernel_of(settings, dtype, device)
+        is_native = kernel == "native"
+        tables = tables_of(bank, sites, device, settings) if kernel == "triton" else None
         current = CurrentStep()
         for site in sites:
             wrap(site, current, merged, is_native=is_native)
         table = TensorTable.of(bank.base.tensors)
-        arranger = DeltaArranger(sites, table, dtype, device, cache)
+        arranger = DeltaArranger(sites, table, dtype, device, cache, tables)
         loader = TaskLoader(CodedLoader(base, dtype, is_packing=is_native), arranger)
         return cls(LatestBank(bank), DeltaStore(loader, cache), merged, current)
 
@@ -237,7 +241,8 @@ class MixManager:
 
     def _planner(self) -> Planner:
         arranger = self._store.loader.arranger
-        return Planner(len(arranger.table.columns), arranger.device, self._store.slots())
+        ops = None if arranger.tables is None else select("triton")
+        return Planner(len(arranger.table.columns), arranger.device, self._store.slots(), ops)
 
     def _load_planes(self, planes: Mapping[str, str]) -> None:
         missing = {name for name, digest in planes.items() if not self._store.holds_plane(digest)}

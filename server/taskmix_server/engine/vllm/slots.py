@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from taskmix_composer.kernels.device.slots import DeltaSlots
 from taskmix_composer.kernels.products import Part, PartTable
 from taskmix_server.engine.vllm.deltas import MaskedTask
 from taskmix_server.engine.vllm.sites import Site
@@ -10,10 +11,14 @@ from taskmix_server.engine.vllm.sites import Site
 
 @dataclass(frozen=True, slots=True)
 class SiteParts:
-    """What all tasks add to one site: packed deltas, and whether there are others beside them."""
+    """What all tasks add to one site: packed deltas, and whether there are others beside them.
+
+    tables: of a device, that have what some tasks add.
+    """
 
     packed: PartTable | None
     has_others: bool
+    tables: tuple[DeltaSlots, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,7 +64,9 @@ def site_parts(tasks: Sequence[MaskedTask], site: Site) -> SiteParts:
     table = None
     if parts:
         table = PartTable.of(parts, site.num_outputs, parts[0].delta.shape[1])
-    return SiteParts(table, any(delta.weights or delta.vectors for _, delta in numbered))
+    has_others = any(delta.weights or delta.vectors for _, delta in numbered)
+    tables = dict.fromkeys(held for _, delta in numbered for held in delta.tables)
+    return SiteParts(table, has_others, tuple(tables))
 
 
 NO_SLOTS = Slots(())

@@ -8,25 +8,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from taskmix_composer.bank import Bank
+from taskmix_composer.kernels import ops
+from taskmix_composer.kernels.device import operands
 from taskmix_composer.kernels.native import library
 from taskmix_server.engine.config import DELTA_CACHE_BYTES, KERNELS
 from taskmix_server.engine.vllm.costs import NEVER_MERGE, Costs, known_costs
+from taskmix_server.engine.vllm.deltas import TensorTable
 from taskmix_server.engine.vllm.merged import mergeable
 from taskmix_server.engine.vllm.sites import Site
+from taskmix_server.engine.vllm.tables import SlotTables
 from taskmix_server.errors import FailedPreconditionError
 
 logger = logging.getLogger(__name__)
 
 
-def has_kernel(settings: Mapping[str, Any], device: torch.device) -> bool:
-    """Whether the compiled kernel multiplies deltas; else they are multiplied in dense forms."""
-    kernel = settings.get("kernel", "auto")
+def kernel_of(settings: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> str:
+    """What multiplies deltas: `native`, `torch` or `triton`."""
+    kernel: str = settings.get("kernel", "auto")
     if kernel not in KERNELS:
         raise FailedPreconditionError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
-    if kernel == "torch" or (device.type != "cpu" and kernel == "auto"):
-        return False
+    if kernel == "triton":
+        _check_triton(dtype, device)
+    if kernel in ("torch", "triton") or (device.type != "cpu" and kernel == "auto"):
+        return "torch" if kernel == "auto" else kernel
     if device.type == "cpu" and library.available():
-        return True
+        return "native"
     missing = (
         "the compiled kernel is for CPUs with AVX2, and is built when taskmix is installed where "
         "there is a C compiler (`cc`)"
@@ -34,7 +41,35 @@ def has_kernel(settings: Mapping[str, Any], device: torch.device) -> bool:
     if kernel == "native":
         raise FailedPreconditionError(f"--kernel native was asked for, but {missing}")
     logger.warning("deltas are multiplied by PyTorch, which is slow: %s", missing)
-    return False
+    return "torch"
+
+
+def _check_triton(dtype: torch.dtype, device: torch.device) -> None:
+    """Raise FailedPreconditionError where Triton's kernels cannot run."""
+    if dtype not in operands.DTYPES:
+        raise FailedPreconditionError(
+            f"--kernel triton computes in bfloat16 or float16, not {dtype}; give --dtype bfloat16"
+        )
+    try:
+        ops.check_device("triton", device)
+    except ops.KernelUnavailableError as error:
+        raise FailedPreconditionError(f"--kernel triton was asked for, but {error}") from error
+
+
+def tables_of(
+    bank: Bank, sites: Sequence[Site], device: torch.device, settings: Mapping[str, Any]
+) -> SlotTables:
+    """Empty tables for what the bank's tasks are coded in.
+
+    By default there is room for all of them, and for new content of one while it is replaced.
+    """
+    num_slots = settings.get("device_slots", len(bank.entries) + 1)
+    if not isinstance(num_slots, int) or num_slots < 1:
+        raise FailedPreconditionError(f"device_slots must be 1 or more, got {num_slots!r}")
+    columns = TensorTable.of(bank.base.tensors).columns
+    tables = SlotTables(num_slots, columns, device)
+    tables.reserve(bank, sites)
+    return tables
 
 
 def costs_of(
@@ -42,7 +77,7 @@ def costs_of(
 ) -> Costs:
     """What merging and adding cost here; measured now unless they were before."""
     linears = mergeable(sites)
-    if device.type != "cpu" or not linears:
+    if device.type != "cpu" or settings.get("kernel") == "triton" or not linears:
         return NEVER_MERGE
     method: Any = linears[0].module.quant_method
 

@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from taskmix_composer.kernels.ops import Ops
 from taskmix_composer.kernels.products import Pairs
 from taskmix_server.engine.vllm.deltas import MaskedTask
+from taskmix_server.engine.vllm.routed import RoutedRows
 from taskmix_server.engine.vllm.slots import NO_SLOTS, Slots
 
 
@@ -50,6 +52,7 @@ class RowPlan:
     variant_of_row: int64 [num_rows], of the variants that the rows use.
     coefficients: float32 [num_tensors, variants, uses].
     sole: the variant of every row, where there is only one.
+    routed: the same for the slots of a device; None where nothing is there.
     norms: what each norm's weight is for each variant, float32 [variants, width] by site name, or
         None; filled as layers ask.
     """
@@ -62,6 +65,7 @@ class RowPlan:
     variant_of_row: Tensor
     coefficients: Tensor
     sole: ResidentVariant | None
+    routed: RoutedRows | None = None
     norms: dict[str, Tensor | None] = field(default_factory=dict)
 
 
@@ -82,11 +86,15 @@ IDLE = Step()
 
 @dataclass(frozen=True, slots=True)
 class Planner:
-    """Plans steps over the tasks that have a slot now, for a model on `device`."""
+    """Plans steps over the tasks that have a slot now, for a model on `device`.
+
+    ops: what multiplies deltas in tables of the device, where there are any.
+    """
 
     num_tensors: int
     device: torch.device
     slots: Slots = NO_SLOTS
+    ops: Ops | None = None
 
     def step(
         self,
@@ -122,7 +130,25 @@ class Planner:
             variant_of_row=torch.from_numpy(variant_of_row).to(self.device),
             coefficients=self._by_variant(present, uses),
             sole=present[0] if len(present) == 1 else None,
+            routed=self._routed(pairs, present, variant_of_row),
         )
+
+    def _routed(
+        self, pairs: Pairs, present: Sequence[ResidentVariant], variant_of_row: np.ndarray
+    ) -> RoutedRows | None:
+        """The pairs whose tasks are in tables of the device."""
+        if self.ops is None:
+            return None
+        slots = [task.slot for task in self.slots.tasks]
+        mixes = [
+            [
+                (task.slot, coefficients)
+                for task, coefficients in variant.tasks
+                if task.slot is not None
+            ]
+            for variant in present
+        ]
+        return RoutedRows.of(self.ops, pairs, slots, mixes, variant_of_row, self.device)
 
     def _mixed_rows(
         self, present: Sequence[ResidentVariant], variant_of_row: np.ndarray

@@ -109,10 +109,12 @@ class DeltaStore:
 
     def memory(self) -> dict[str, int]:
         """Bytes by what holds them, and how often the cache had what was asked for."""
+        tables = self.loader.arranger.tables
         masked = sum(term.num_bytes for term in self._terms.values() if term.masks)
         return {
             "tasks": sum(self.task_bytes(digest) for digest in self._tasks),
             "shared": sum(vector.num_bytes for vector in self._shared.values()),
+            "slots": 0 if tables is None else tables.num_bytes,
             "planes": masked + sum(coded_bytes(tensors) for tensors in self._planes.values()),
             "cache": self.cache.num_bytes,
             "cache_limit": self.cache.max_bytes,
