@@ -81,5 +81,6 @@ def test_every_task_state_has_a_word(client: Any, script: Script) -> None:
         "loading",
         "resident",
         "unloading",
+        "offloaded",
         "unknown",
     ]
