@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from taskmix_composer.bank import Bank
+from taskmix_composer.bank import Bank, EncodedDelta
 from taskmix_composer.build import add_task, build_bank, remove_task
 from taskmix_composer.checkpoint import Checkpoint
+from taskmix_composer.config import Scheme
 from taskmix_composer.forms import Forms
 from taskmix_composer.kernels.ops import select
-from taskmix_composer.quant import decode
+from taskmix_composer.quant import decode, encode
 from taskmix_server.engine.vllm import routed
 from taskmix_server.engine.vllm.cache import DeltaCache
 from taskmix_server.engine.vllm.coded import CodedLoader
@@ -24,7 +25,7 @@ from taskmix_server.engine.vllm.sites import Part, Site, SiteKind
 from taskmix_server.engine.vllm.starting import kernel_of
 from taskmix_server.engine.vllm.steps import Planner, ResidentVariant, RowPlan
 from taskmix_server.engine.vllm.store import DeltaStore
-from taskmix_server.engine.vllm.tables import SlotTables
+from taskmix_server.engine.vllm.tables import Coding, SlotTables, coding_of
 from taskmix_server.errors import FailedPreconditionError
 from tests.support.planes import add_planes, random_masks
 from tests.unit.composer.models import (
@@ -221,6 +222,15 @@ def test_room_is_taken_at_the_start(world: World) -> None:
     assert reserved > 0
     world.load(*TASKS)
     assert world.tables.num_bytes == world.store.memory()["slots"] == reserved
+    assert all(table.is_loaded.any() for table in world.tables._tables.values()), "no use for it"
+
+
+def test_what_is_added_to_a_shared_vector_is_in_no_table() -> None:
+    shared = encode(torch.ones(4, 64), Scheme.of("int4", group=32))
+    added = encode(torch.ones(4, 64), Scheme.of("int2", group=32))
+    over = EncodedDelta("affine", shared.shape, added.params, added.parts, shared=shared)
+    assert coding_of(added, None, "", is_whole=True) == Coding(2, 32)
+    assert coding_of(over, shared, "digest", is_whole=True) is None
 
 
 def test_a_task_under_masks_is_not_in_tables(world: World) -> None:

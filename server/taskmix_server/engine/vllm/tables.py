@@ -44,12 +44,23 @@ class Coded(Protocol):
     def parts(self) -> Mapping[str, object]: ...
 
 
-def coding_of(delta: Coded, *, is_whole: bool = True) -> Coding | None:
-    """How a delta that stands by itself lies in slots; None where no kernel reads it.
+def coding_of(delta: Coded, over: Coded | None, shared: str, *, is_whole: bool) -> Coding | None:
+    """How a delta lies in slots; None where no kernel reads it.
 
-    is_whole: whether it codes all of its rows.
+    over: what it is coded over, in the vector with the digest `shared`. is_whole: whether all of
+    its rows are coded.
     """
-    if not is_whole or len(delta.shape) != 2 or "salient" in delta.parts:
+    if not is_whole:
+        return None
+    if over is None:
+        return _coding_alone(delta)
+    vector = _coding_alone(over) if delta.codec == "masked" else None
+    is_read = vector is not None and vector.bits in SCALED_BITS
+    return Coding(1, 0, vector, shared) if is_read else None
+
+
+def _coding_alone(delta: Coded) -> Coding | None:
+    if len(delta.shape) != 2 or "salient" in delta.parts:
         return None
     if delta.codec == "sign":
         return Coding(1)
@@ -113,8 +124,11 @@ class SlotTables:
         for parts in _matrices(sites):
             for part in until_exit(parts):
                 delta = task.vector.coded.get(f"{part.name}.weight")
-                coding = None if delta is None else _coding_over(delta, task.shared)
-                if delta is not None and coding is not None:
+                if delta is None:
+                    continue
+                is_whole = delta.rows is None
+                coding = coding_of(delta, delta.shared, task.shared, is_whole=is_whole)
+                if coding is not None:
                     table = self._table(parts, coding, delta.shape[1])
                     self._load_shared(table, part, coding, delta)
                     table.load(slot, delta, part.start)
@@ -160,31 +174,12 @@ def _matrices(sites: Iterable[Site]) -> Iterable[tuple[Part, ...]]:
 def codings_in(bank: Bank, tensor: str) -> Iterator[Coding]:
     """How the tasks of a bank code a tensor, as far as kernels read it."""
     for entry in bank.entries.values():
-        delta = entry.tensors.get(tensor)
+        delta, over = entry.tensors.get(tensor), None
         if delta is None:
             continue
-        is_whole = "rows" not in delta.parts
-        if not entry.shared:
-            found = coding_of(delta, is_whole=is_whole)
-        else:
+        if entry.shared:
             over = bank.manifest.shared[entry.shared].content.tensors.get(tensor)
-            found = None
-            if over is not None and delta.codec == "masked":
-                found = _masks_over(
-                    coding_of(over, is_whole="rows" not in over.parts), entry.shared
-                )
+        is_whole = "rows" not in (over or delta).parts
+        found = coding_of(delta, over, entry.shared, is_whole=is_whole)
         if found is not None:
             yield found
-
-
-def _coding_over(delta: EncodedDelta, shared: str) -> Coding | None:
-    if delta.shared is None:
-        return coding_of(delta, is_whole=delta.rows is None)
-    if delta.codec != "masked":
-        return None
-    return _masks_over(coding_of(delta.shared, is_whole=delta.shared.rows is None), shared)
-
-
-def _masks_over(over: Coding | None, shared: str) -> Coding | None:
-    is_read = over is not None and over.bits in SCALED_BITS
-    return Coding(1, 0, over, shared) if is_read else None
